@@ -1,0 +1,206 @@
+"""Fixtures for all tests: the package layout without an install, golden cases, GPU gating."""
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = Path(os.environ.get("SDRT_GOLDEN", ROOT / "tests" / "golden"))
+
+if importlib.util.find_spec("sdrt") is None:  # a bare checkout: map the top folders under `sdrt`
+    package = ModuleType("sdrt")
+    package.__path__ = [str(ROOT)]
+    sys.modules["sdrt"] = package
+
+import torch  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+
+def load_recipe() -> ModuleType:
+    """Import the golden cases' weight recipe from the repository."""
+    spec = importlib.util.spec_from_file_location(
+        "golden_recipe", ROOT / "tests" / "golden" / "recipe.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def recipe() -> ModuleType:
+    """The module that draws a golden case's weights: ``synthetic_state_dict(shapes, seed)``."""
+    return load_recipe()
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Callable: case name -> (tensors, description)."""
+
+    def load(name: str) -> tuple[dict[str, torch.Tensor], dict]:
+        description = json.loads((GOLDEN / f"{name}.json").read_text())
+        return load_file(GOLDEN / f"{name}.safetensors"), description
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def relative_error():
+    """Callable: ``||out - ref|| / ||ref||`` in float64; the shapes must match."""
+
+    def measure(out: torch.Tensor, ref: torch.Tensor) -> float:
+        assert out.shape == ref.shape, f"shape {tuple(out.shape)} != {tuple(ref.shape)}"
+        out64, ref64 = out.double().cpu(), ref.double().cpu()
+        return float((out64 - ref64).norm() / ref64.norm().clamp_min(1e-30))
+
+    return measure
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked ``gpu`` on machines without a CUDA device."""
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+class GoldenStreams:
+    """Runs a session against the streaming golden cases.
+
+    The same checks serve eager modules and compiled packages: only the session differs.
+    """
+
+    STREAM_BATCH = ("sdv2_stream_batch", "sdv2_stream_batch_sink_refresh")
+    ROLLOUT = ("self_forcing", "self_forcing_local")
+
+    def __init__(self, recipe: ModuleType, golden, relative_error) -> None:
+        self.recipe, self.golden, self.relative_error = recipe, golden, relative_error
+
+    def preset(self, name: str):
+        """Return the preset of a case; its autoencoder is small and plays no part."""
+        from sdrt.engine.config import from_dict
+
+        case = self.golden(name)[1]
+        height, width = case["latent_hw"]
+        rollout = name in self.ROLLOUT
+        frames = 3 if rollout else 1
+        return from_dict(
+            {
+                "name": name.replace("_", "-"),
+                "flow": "rollout" if rollout else "stream-batch",
+                "precision": "fp32",
+                "dit": case["model"],
+                "stream": {
+                    "height": 8 * height,
+                    "width": 8 * width,
+                    "chunk_latent_frames": frames,
+                    "window_frames": case["window_frames" if rollout else "num_kv_cache_frames"],
+                    "sink_frames": case["sink_frames" if rollout else "num_sink_frames"],
+                    "sink_refresh_threshold": case.get("sink_refresh_threshold", -1.0),
+                },
+                "schedule": {
+                    "steps": case.get("denoising_steps", [1000, 750, 500, 250]),
+                    "shift": case["scheduler"]["shift"],
+                    "warp": rollout,
+                    "noise_scale": None if rollout else 0.7,
+                    "clean_pass": rollout,
+                },
+                "encoder": "none" if rollout else "taehv",
+                "decoder": "taehv",
+                "taehv": {"encoder_width": 8, "decoder_widths": [8, 8, 8, 8]},
+                "latents": {"normalise_encoder": False, "denormalise_decoder": False},
+                "text": "hashed-words",
+            }
+        )
+
+    def source(self, name: str):
+        """Return the weights of a case: drawn by the recipe, as the references got them."""
+        recipe, seed = self.recipe, self.golden(name)[1]["seed"]
+
+        class Source:
+            description, synthetic = "golden recipe", True
+
+            def load(self, component, expected, device="cpu", dtype=None):
+                return recipe.synthetic_state_dict(expected, seed)
+
+            def tokenizer_folder(self):
+                return None
+
+        return Source()
+
+    @torch.inference_mode()
+    def _start(self, session, tensors, noises) -> None:
+        """Prepare a session whose noise comes from the case: buffer name -> iterator."""
+        session.prepare("unused", seed=0)
+        session.buffers["prompt_embeds"].copy_(tensors["prompt_embeds"])
+        session.stages.run("prompt", "any")
+
+        def fill(buffer: str) -> None:
+            target = session.buffers[buffer]
+            value = next(noises[buffer])
+            target[: len(value)].copy_(value)  # the last row of a stream batch takes no noise
+
+        session.flow.fill_noise = fill
+
+    @torch.inference_mode()
+    def stream_batch_errors(self, session, name: str) -> list[float]:
+        """Return the relative error of the first x0 and of the batch after every AR step."""
+        tensors, case = self.golden(name)
+        steps = len(case["denoising_steps"])
+        first = [tensors["first_renoise"]] * (steps - 1)
+        if tensors["first_renoise"].ndim == 6:
+            first = list(tensors["first_renoise"])
+        first.append(torch.zeros_like(tensors["first_noisy"]))
+        noises = {
+            "renoise.first": iter(first),
+            "renoise.steady": iter(tensors["chunk_renoise"].flatten(1, 2)),
+        }
+        self._start(session, tensors, noises)
+        buffers, flow = session.buffers, session.flow
+        buffers["noisy.first"].copy_(tensors["first_noisy"])
+        flow.diffuse(0)
+        errors = [self.relative_error(buffers["latent.first"], tensors["first_x0"])]
+        for index, noisy in enumerate(tensors["chunk_noisy"]):
+            buffers["noisy.steady"].copy_(noisy.unsqueeze(0))
+            buffers["timestep"].copy_(tensors["chunk_timestep"][index])
+            flow.diffuse(index + 1)
+            hidden = tensors["chunk_hidden"][index]
+            errors.append(self.relative_error(buffers["latent.steady"], hidden))
+        return errors
+
+    @torch.inference_mode()
+    def rollout_errors(self, session, name: str) -> list[float]:
+        """Return the relative error of every chunk's x0."""
+        tensors, _ = self.golden(name)
+        renoise = []
+        for chunk in tensors["renoise"]:
+            renoise += [*chunk.unsqueeze(1), torch.zeros_like(chunk[:1])]
+        noises = {
+            "noisy": iter(tensors["noise"].unsqueeze(1)),
+            "renoise": iter(renoise),
+        }
+        self._start(session, tensors, noises)
+        errors = []
+        for index, x0 in enumerate(tensors["x0"]):
+            session.flow.diffuse(index)
+            errors.append(self.relative_error(session.buffers["latent"][0], x0))
+            session.flow.finalize(index)
+        return errors
+
+    def errors(self, session, name: str) -> list[float]:
+        """Return the relative errors of a case, AR step by AR step."""
+        run = self.rollout_errors if name in self.ROLLOUT else self.stream_batch_errors
+        return run(session, name)
+
+
+@pytest.fixture(scope="session")
+def golden_streams(recipe, golden, relative_error) -> GoldenStreams:
+    """The streaming golden cases: presets, weights and checks of a session."""
+    return GoldenStreams(recipe, golden, relative_error)
