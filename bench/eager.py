@@ -1,0 +1,77 @@
+"""A session over the eager modules: the reference that compiled packages are compared with."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from sdrt.engine.config import Preset
+from sdrt.engine.weights import Source
+from sdrt.export.describe import describe
+from sdrt.export.pipeline import Pipeline
+from sdrt.export.plan import FlatModule, Plan
+from sdrt.export.weights import plan_weights
+from sdrt.runtime.manifest import PackageSpec, TextSpec, WeightsSpec
+from sdrt.runtime.session import Session
+
+
+class EagerProgram:
+    """A stage module behind the interface of a package."""
+
+    def __init__(self, module: FlatModule) -> None:
+        self._module = module
+
+    def run(self, arguments: Sequence[Tensor]) -> None:
+        self._module(*arguments)
+
+
+def place_weights(
+    plan: Plan, preset: Preset, source: Source, device: torch.device
+) -> dict[str, Tensor]:
+    """Return a plan's weights on a device, in the strides that its packages take."""
+    placed = {}
+    for name, tensor in plan_weights(plan, preset, source, device):
+        stride = plan.weights[name].stride
+        target = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=device)
+        placed[name] = target.copy_(tensor)
+    return placed
+
+
+@torch.inference_mode()
+def eager_session(
+    preset: Preset,
+    source: Source,
+    device: str = "cpu",
+    ranges: Sequence[tuple[int, int]] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> Session:
+    """Return a session that runs the eager modules stage by stage, without graphs.
+
+    Args:
+        weights: those of another session of the same preset, to share; by default from ``source``.
+    """
+    target = torch.device(device)
+    plan = Pipeline(preset, ranges or [(0, preset.dit.num_layers)], target.type).plan()
+    if weights is None:
+        weights = place_weights(plan, preset, source, target)
+    packages = {
+        name: PackageSpec(
+            backend="inductor",
+            file="",
+            sha256="",
+            bytes=0,
+            build_s=0.0,
+            arguments=package.arguments,
+        )
+        for name, package in plan.packages.items()
+    }
+    manifest = describe(
+        plan,
+        preset,
+        target,
+        packages,
+        WeightsSpec(source=source.description, synthetic=source.synthetic, files=()),
+        TextSpec(kind="hashed-words"),
+    )
+    programs = {name: EagerProgram(package.module) for name, package in plan.packages.items()}
+    return Session(manifest, programs, weights, target, capture=False)

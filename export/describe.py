@@ -1,0 +1,79 @@
+"""From a plan to a manifest: the machine, the versions, and every package's declaration."""
+
+import datetime
+import importlib.metadata
+import subprocess
+from collections.abc import Mapping
+
+import torch
+
+from sdrt.engine.config import Preset, to_dict
+from sdrt.export.plan import Plan
+from sdrt.runtime.manifest import (
+    SCHEMA_VERSION,
+    DeviceSpec,
+    Manifest,
+    PackageSpec,
+    TextSpec,
+    WeightsSpec,
+)
+
+VERSION = "0.1.0"
+
+
+def describe_device(device: torch.device) -> DeviceSpec:
+    """Return what the manifest says of a device."""
+    if device.type == "cpu":
+        name = torch.backends.cpu.get_cpu_capability()
+        return DeviceSpec(type="cpu", name=f"CPU {name}", capability=None, driver=None)
+    return DeviceSpec(
+        type="cuda",
+        name=torch.cuda.get_device_name(device),
+        capability=torch.cuda.get_device_capability(device),
+        driver=_driver_version(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that an engine depends on."""
+    found = {"torch": torch.__version__, "cuda": torch.version.cuda or "none"}
+    for package in ("triton", "tensorrt"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def describe(
+    plan: Plan,
+    preset: Preset,
+    device: torch.device,
+    packages: Mapping[str, PackageSpec],
+    weights: WeightsSpec,
+    text: TextSpec,
+) -> Manifest:
+    """Return the manifest of a plan whose packages are built."""
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        sdrt=VERSION,
+        preset=to_dict(preset),
+        device=describe_device(device),
+        versions=versions(),
+        built=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        ops=(),
+        packages=dict(packages),
+        buffers=plan.buffers,
+        stages=tuple(plan.stages),
+        weights=weights,
+        text=text,
+    )
+
+
+def _driver_version() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.split("\n")[0].strip() or None

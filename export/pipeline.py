@@ -1,0 +1,253 @@
+"""The plan of a preset: which modules its stages call, in which order, on which buffers."""
+
+from collections.abc import Sequence
+
+import torch
+
+from sdrt.engine.config import Preset
+from sdrt.engine.dit import CrossKV, DitBlock, DitIn, DitOut, TextEmbedding
+from sdrt.engine.frames import FramesToPixels, MotionNoise, PixelsToFrames
+from sdrt.engine.schedule import step_tables
+from sdrt.engine.stage import StageModule
+from sdrt.engine.stream import Intake, LatentDecoder, LatentEncoder, MixNoise, ShiftRows
+from sdrt.engine.taehv import TaehvDecoder, TaehvEncoder
+from sdrt.engine.wan_vae import WanVaeDecoder, WanVaeEncoder
+from sdrt.export.plan import Plan, PlanBuilder
+from sdrt.runtime.manifest import Call, Phase
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Pipeline:
+    """Builds the plan of one preset."""
+
+    def __init__(self, preset: Preset, ranges: Sequence[tuple[int, int]], device: str) -> None:
+        """Prepare the plan.
+
+        Args:
+            ranges: consecutive DiT block ranges ``(first, last)`` that cover all layers.
+            device: ``cuda`` or ``cpu``: decides memory formats.
+        """
+        self.preset, self.ranges, self.device = preset, ranges, device
+        self.dtype = DTYPES[preset.precision]
+        self.builder = PlanBuilder(self.dtype, channels_last_3d=device == "cuda")
+        self.stream_batch = preset.flow == "stream-batch"
+        self.steps = len(preset.schedule.steps)
+        stream = preset.stream
+        self.latent = (stream.latent_height, stream.latent_width)
+
+    def plan(self) -> Plan:
+        """Return packages, buffers and stages."""
+        schedule = self.preset.schedule
+        timesteps, next_sigmas = step_tables(
+            schedule.steps, schedule.shift, schedule.warp, schedule.num_train_timesteps
+        )
+        self.builder.table("schedule.timesteps", timesteps.view(-1, 1))
+        self.builder.table("schedule.next_sigmas", next_sigmas)
+        self._prompt()
+        if self.stream_batch:
+            self._stream_batch()
+        else:
+            self._rollout()
+        return self.builder.plan
+
+    def _prompt(self) -> None:
+        builder, dit = self.builder, self.preset.dit
+        builder.buffer("prompt_embeds", (1, dit.text_len, dit.text_dim), torch.float32, "prompt")
+        builder.package("text", lambda: TextEmbedding(dit))
+        builder.package("cross_kv", lambda: CrossKV(dit))
+        calls = [builder.call("text", ["prompt_embeds"], ["context"], weights="text")]
+        for layer in range(dit.num_layers):
+            outputs = [f"cross_k.{layer}", f"cross_v.{layer}"]
+            calls.append(
+                builder.call(
+                    "cross_kv", ["context"], outputs, weights=f"cross.{layer}", kind="prompt"
+                )
+            )
+        builder.stage("prompt", "prompt", "any", calls)
+
+    def _stream_batch(self) -> None:
+        builder, stream, steps = self.builder, self.preset.stream, self.steps
+        first, steady = self.preset.first_chunk_latent_frames, stream.chunk_latent_frames
+        for phase, frames in (("first", first), ("steady", steady)):
+            self._encode(phase, frames)
+
+        builder.buffer("frame", (1,), torch.int64, "state")
+        builder.buffer("renoise.steady", (steps, steady, 16, *self.latent), torch.float32)
+        builder.buffer("latent.steady", (steps, steady, 16, *self.latent), torch.float32, "state")
+        builder.package("shift", lambda: ShiftRows(steps))
+        shift = builder.call(
+            "shift",
+            ["latent.steady", "noisy.steady", "timestep", "frame"],
+            ["rows.latent"],
+            states="rows",
+        )
+        rows = ("rows.latent", "rows.timestep", "rows.position")
+        renoise = ("w:schedule.next_sigmas", "renoise.steady")
+        for phase in ("filling", "steady"):
+            self._dit(phase, (shift,), rows, renoise, "latent.steady")
+        self._decode("steady", steady, f"latent.steady[{steps - 1}:{steps}]")
+
+        builder.buffer("timestep.first", (1, 1), torch.float32)
+        builder.buffer("next_sigma.first", (1,), torch.float32)
+        builder.buffer("position.first", (1,), torch.int64)
+        builder.buffer("renoise.first", (1, first, 16, *self.latent), torch.float32)
+        inputs = ("noisy.first", "timestep.first", "position.first")
+        self._dit("first", (), inputs, ("next_sigma.first", "renoise.first"), "latent.first")
+        self._decode("first", first, "latent.first")
+
+    def _rollout(self) -> None:
+        builder, frames = self.builder, self.preset.stream.chunk_latent_frames
+        shape = (1, frames, 16, *self.latent)
+        for name in ("noisy", "renoise"):
+            builder.buffer(name, shape, torch.float32)
+        builder.buffer("timestep", (1, 1), torch.float32)
+        builder.buffer("next_sigma", (1,), torch.float32)
+        builder.buffer("frame", (1,), torch.int64, "state")
+        inputs = ("noisy", "timestep", "frame")
+        for phase in ("filling", "steady"):
+            self._dit(phase, (), inputs, ("next_sigma", "renoise"), "latent")
+            if self.preset.schedule.clean_pass:
+                self._dit(phase, (), inputs, None, "latent")
+        for phase in ("first", "steady"):
+            self._decode(phase, frames, "latent")
+
+    def _encode(self, phase: Phase, latent_frames: int) -> None:
+        builder, preset, stream = self.builder, self.preset, self.preset.stream
+        first, suffix = phase == "first", f".{phase}"
+        frames = 4 * latent_frames - 3 if first else 4 * latent_frames
+        size = (stream.height, stream.width)
+        signed = preset.encoder == "wan-vae"
+        scale = preset.schedule.noise_scale
+        assert scale is not None
+        builder.buffer(f"frames{suffix}", (frames, *size, 3), torch.uint8)
+        builder.buffer(f"noise{suffix}", (latent_frames, 16, *self.latent), torch.float32)
+        builder.package(
+            f"intake{suffix}",
+            lambda: Intake(
+                FramesToPixels(signed, self.dtype),
+                MotionNoise(scale, preset.schedule.num_train_timesteps, *size, first=first),
+            ),
+        )
+
+        def encoder() -> StageModule:
+            if preset.encoder == "wan-vae":
+                inner = WanVaeEncoder(preset.wan_vae, *size, frames, first)
+            else:
+                inner = TaehvEncoder(preset.taehv, *size, frames, first)
+            return LatentEncoder(inner, preset.latents.normalise_encoder)
+
+        name = "vae_encoder" if preset.encoder == "wan-vae" else "taehv_encoder"
+        builder.package(f"{name}{suffix}", encoder)
+        builder.package(f"mix_noise{suffix}", MixNoise)
+        pixels, latents = f"pixels_in{suffix}", f"latents_in{suffix}"
+        calls = [
+            builder.call(
+                f"intake{suffix}",
+                [f"frames{suffix}"],
+                [pixels, "noise_scale"] if first else [pixels, "noise_scale", "timestep"],
+                states="intake",
+            ),
+            builder.call(
+                f"{name}{suffix}", [pixels], [latents], states="encoder", weights=preset.encoder
+            ),
+            builder.call(
+                f"mix_noise{suffix}",
+                [latents, f"noise{suffix}", "noise_scale"],
+                [f"noisy{suffix}"],
+            ),
+        ]
+        builder.stage(name, "encode", phase, calls)
+
+    def _decode(self, phase: Phase, latent_frames: int, latent: str) -> None:
+        builder, preset, stream = self.builder, self.preset, self.preset.stream
+        first, suffix = phase == "first", f".{phase}"
+        size = (stream.height, stream.width)
+
+        def decoder() -> StageModule:
+            if preset.decoder == "wan-vae":
+                inner = WanVaeDecoder(preset.wan_vae, *size, latent_frames, first)
+            else:
+                inner = TaehvDecoder(preset.taehv, *size, latent_frames, first)
+            return LatentDecoder(inner, preset.latents.denormalise_decoder)
+
+        name = "vae_decoder" if preset.decoder == "wan-vae" else "taehv_decoder"
+        builder.package(f"{name}{suffix}", decoder)
+        builder.package(f"frames_out{suffix}", lambda: PixelsToFrames(preset.decoder == "wan-vae"))
+        pixels = f"pixels_out{suffix}"
+        calls = [
+            builder.call(
+                f"{name}{suffix}", [latent], [pixels], states="decoder", weights=preset.decoder
+            ),
+            builder.call(f"frames_out{suffix}", [pixels], [f"frames_out{suffix}"]),
+        ]
+        builder.stage(name, "decode", phase, calls)
+
+    def _dit(
+        self,
+        phase: Phase,
+        before: Sequence[Call],
+        inputs: tuple[str, str, str],
+        renoise: tuple[str, str] | None,
+        result: str,
+    ) -> None:
+        """Add the DiT ranges of one phase: embeddings, blocks, head and re-noising.
+
+        Args:
+            before: calls that precede the first range.
+            inputs: latent, timestep and position buffers.
+            renoise: next sigma and noise buffers; None for the clean pass, which only writes K/V.
+            result: takes the latent at the next noise level.
+        """
+        builder, preset, stream = self.builder, self.preset, self.preset.stream
+        schedule = preset.schedule
+        dit, sink, window = preset.dit, preset.effective_sink_frames, stream.window_frames
+        batch, frames = builder.plan.buffers[inputs[0]].shape[:2]
+        shape = "first" if phase == "first" else "chunk"
+        builder.package(f"dit_in.{shape}", lambda: DitIn(dit, *self.latent, frames, window, sink))
+        builder.package(
+            f"dit_out.{shape}",
+            lambda: DitOut(dit, *self.latent, schedule.shift, schedule.num_train_timesteps),
+        )
+        builder.package(
+            f"dit_block.{phase}",
+            lambda: DitBlock(
+                dit,
+                batch,
+                stream.tokens_per_frame,
+                window,
+                sink,
+                full=phase == "steady",
+                refresh_threshold=-1.0 if phase == "first" else stream.sink_refresh_threshold,
+            ),
+        )
+        names = ("e0", "cos", "sin", "ring_rows", "valid")
+        e, embedded = f"e.{shape}", [f"{name}.{shape}" for name in names]
+        shared = [*embedded, inputs[2]]
+        residual = [f"x.{shape}.0", f"x.{shape}.1"]  # even layers read the one, odd the other
+        head = builder.call(f"dit_in.{shape}", inputs, [residual[0], e, *embedded], weights="in")
+        group = "diffuse" if renoise else "finalize"
+        for first, last in self.ranges:
+            calls = [*before, head] if first == 0 else []
+            for layer in range(first, last):
+                calls.append(
+                    builder.call(
+                        f"dit_block.{phase}",
+                        [residual[layer % 2], *shared, f"cross_k.{layer}", f"cross_v.{layer}"],
+                        [residual[(layer + 1) % 2]],
+                        states=f"ring.{layer}",
+                        # The first chunk runs at batch 1 on row 0 of the rings.
+                        state_rows=window if phase == "first" else None,
+                        weights=f"block.{layer}",
+                    )
+                )
+            if last == dit.num_layers and renoise:
+                calls.append(
+                    builder.call(
+                        f"dit_out.{shape}",
+                        [residual[last % 2], e, *inputs[:2], *renoise],
+                        [result],
+                        weights="out",
+                    )
+                )
+            builder.stage(f"dit[{first}:{last}]", group, phase, calls)

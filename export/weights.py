@@ -1,0 +1,54 @@
+"""From a weights source to the tensors that a plan's packages take, in their dtypes."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sdrt.engine import dit_weights, taehv, wan_vae_weights
+from sdrt.engine.config import Preset
+from sdrt.engine.weights import Source
+from sdrt.export.plan import Plan
+
+
+def plan_weights(
+    plan: Plan, preset: Preset, source: Source, device: torch.device
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield every weight of a plan, one at a time: the checkpoint's, then the plan's tables.
+
+    Args:
+        device: where conversions run and tensors are yielded.
+    Raises:
+        WeightsError: the source lacks tensors or holds others.
+    """
+    missing = set(plan.weights) - set(plan.tables)
+    for name, tensor in _converted(preset, source, device):
+        if name not in missing:
+            continue  # the other half of an autoencoder, say
+        spec = plan.weights[name]
+        assert tuple(tensor.shape) == spec.shape, f"{name}: {tuple(tensor.shape)} != {spec.shape}"
+        missing.remove(name)
+        yield name, tensor.to(getattr(torch, spec.dtype))
+    assert not missing, f"no conversion yields {sorted(missing)[:5]}"
+    for name, table in plan.tables.items():
+        yield name, table.to(device)
+
+
+def _converted(
+    preset: Preset, source: Source, device: torch.device
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters of all modules under the names that :mod:`pipeline` gives them."""
+    shapes = dit_weights.public_shapes(preset.dit)
+    tensors = source.load("dit", shapes, device=device)
+    yield from dit_weights.from_public(preset.dit, tensors)
+    coders = {preset.encoder, preset.decoder}
+    if "wan-vae" in coders:
+        shapes = wan_vae_weights.public_shapes(preset.wan_vae)
+        tensors = source.load("vae", shapes, device=device)
+        for name, tensor in wan_vae_weights.from_public(preset.wan_vae, tensors).items():
+            yield f"wan-vae.model.{name}", tensor
+    if "taehv" in coders:
+        shapes = taehv.public_shapes(preset.taehv)
+        tensors = source.load("taehv", shapes, device=device)
+        for name, tensor in taehv.from_public(preset.taehv, tensors).items():
+            yield f"taehv.model.{name}", tensor

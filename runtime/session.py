@@ -1,0 +1,317 @@
+"""A session: one stream over an engine directory. Open, prepare, step, close."""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdrt.runtime.checks import check_machine, verify_files
+from sdrt.runtime.flow import FLOWS, noise_filler
+from sdrt.runtime.manifest import Manifest, read_manifest
+from sdrt.runtime.program import Program, load_programs
+from sdrt.runtime.stage import Stage, StageTable
+from sdrt.runtime.tensors import allocate_buffers, load_weights
+from sdrt.runtime.text import HashedWords, TextEncoder, Umt5
+from sdrt.runtime.timing import Clock, make_clock
+
+IN_FLIGHT = 2
+"""AR steps that may be submitted before the first of them is received."""
+HOST_SLOTS = 4
+"""Host buffers for frames; more than in flight, so that received frames stay valid a while."""
+
+
+class SessionError(ValueError):
+    """The session was used in a way it cannot serve; the message says what was expected."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one AR step gave."""
+
+    index: int
+    """AR steps since ``prepare``."""
+    frames: np.ndarray
+    """uint8 ``[N, H, W, 3]``; N is 0 while the stream batch fills. Valid until the second next
+    ``receive``."""
+    stages_ms: dict[str, float]
+    """``encode_ms``, ``diffuse_ms``, ``decode_ms``, ``finalize_ms``, ``total_ms`` on the device."""
+    latency_ms: float
+    """Host time from ``submit`` to the frames being readable."""
+    steady: bool
+    """The window was full and every stage replayed its steady phase."""
+
+
+class Session:
+    """Runs the stages of an engine directory over one stream's states.
+
+    Weights and states are allocated once, every stage is warmed up and (on CUDA) captured when
+    the session opens; after that an AR step replays graphs and updates indices on the device.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        programs: Mapping[str, Program],
+        weights: Mapping[str, Tensor],
+        device: torch.device,
+        directory: Path | None = None,
+        capture: bool = True,
+    ) -> None:
+        """Bind programs and weights; :meth:`open` does this from an engine directory.
+
+        Args:
+            directory: holds the text encoder's files, where the preset needs one.
+            capture: record CUDA graphs; without, packages are called one by one.
+        """
+        self.manifest, self.device, self._directory = manifest, device, directory
+        self.weights = weights
+        self.buffers = allocate_buffers(manifest, device)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        stages = [
+            Stage(spec, manifest, programs, self.buffers, weights) for spec in manifest.stages
+        ]
+        self.stages = StageTable(stages)
+        if self._stream is not None and capture:
+            self.stages.capture(self._stream)
+        self._generator = torch.Generator(device)
+        flow = FLOWS[manifest.preset["flow"]]
+        self.flow = flow(
+            manifest.preset,
+            self.stages,
+            self.buffers,
+            weights,
+            noise_filler(self.buffers, self._generator),
+        )
+        self._allocate_host()
+        self._clocks: list[Clock] = [make_clock(device) for _ in range(HOST_SLOTS)]
+        self._index = self._received = 0
+        self._pending: dict[int, tuple[str | None, float]] = {}
+        self._prepared = False
+
+    @classmethod
+    def open(cls, directory: Path | str, device: str | None = None) -> Self:
+        """Load an engine directory and make it ready to stream.
+
+        Args:
+            device: ``cuda``, ``cuda:1`` or ``cpu``; by default what the engine was built for.
+        Raises:
+            ManifestError: the directory is damaged, or built for another machine.
+        """
+        directory = Path(directory)
+        manifest = read_manifest(directory)
+        target = check_machine(directory, manifest, device)
+        with torch.inference_mode(), verify_files(directory, manifest):
+            weights = load_weights(directory, manifest, target)
+            programs = load_programs(directory, manifest, target)
+        with torch.inference_mode():
+            return cls(manifest, programs, weights, target, directory)
+
+    @property
+    def takes_frames(self) -> bool:
+        """Whether the stream turns input frames into output frames (else text to video)."""
+        return self.flow.chunk_frames > 0
+
+    def chunk_frames(self) -> int:
+        """Return how many input frames the next :meth:`submit` takes; 0 for text to video."""
+        return self.flow.chunk_frames if self._index else self.flow.first_chunk_frames
+
+    @torch.inference_mode()
+    def prepare(self, prompt: str, seed: int = 0) -> None:
+        """Start a stream: encode the prompt, clear every state, seed the noise.
+
+        Raises:
+            SessionError: the prompt is empty.
+        """
+        self.set_prompt(prompt)
+        self._synchronize()
+        for name, spec in self.manifest.buffers.items():
+            if spec.kind != "prompt":
+                self.buffers[name].zero_()
+        self._generator.manual_seed(seed)
+        self._index = self._received = 0
+        self._pending.clear()
+        self.flow.start()
+        self._synchronize()
+        self._prepared = True
+
+    @torch.inference_mode()
+    def set_prompt(self, prompt: str) -> None:
+        """Change the prompt from the next AR step on; the stream goes on.
+
+        Raises:
+            SessionError: the prompt is empty.
+        """
+        if not prompt.strip():
+            raise SessionError("the prompt is empty; give a text, such as --prompt 'neon discs'")
+        with self._text_encoder() as encoder:
+            embeds = encoder.encode(prompt)
+        with torch.cuda.stream(self._stream):
+            self.buffers["prompt_embeds"].copy_(embeds)
+            self.stages.run("prompt", "any")
+        self._synchronize()
+
+    @torch.inference_mode()
+    def submit(self, frames: np.ndarray | Tensor | None = None) -> None:
+        """Start one AR step; on CUDA this returns while the device works.
+
+        Args:
+            frames: uint8 ``[F, H, W, 3]`` with F = :meth:`chunk_frames`; None for text to video.
+        Raises:
+            SessionError: not prepared, two steps in flight already, or frames that do not fit.
+        """
+        index, slot = self._index, self._index % HOST_SLOTS
+        self._check_submit(frames)
+        started = time.perf_counter()
+        clock = self._clocks[slot]
+        with torch.cuda.stream(self._stream):
+            clock.start()
+            if frames is not None:
+                self._stage_in(slot, frames)
+            self.flow.encode(index)
+            clock.mark("encode_ms")
+            self.flow.diffuse(index)
+            clock.mark("diffuse_ms")
+            output = self.flow.decode(index)
+            if output is not None:
+                self._frames_out[slot][: len(self.buffers[output])].copy_(
+                    self.buffers[output], non_blocking=True
+                )
+            clock.mark("decode_ms")
+            self.flow.finalize(index)
+            clock.mark("finalize_ms")
+        self._pending[index] = (output, started)
+        self._index += 1
+
+    def receive(self) -> Chunk:
+        """Wait for the oldest submitted AR step and return what it gave.
+
+        Raises:
+            SessionError: nothing was submitted.
+        """
+        index, slot = self._received, self._received % HOST_SLOTS
+        if index not in self._pending:
+            raise SessionError("nothing to receive: submit a chunk first")
+        output, started = self._pending.pop(index)
+        clock = self._clocks[slot]
+        clock.wait("decode_ms")
+        latency_ms = (time.perf_counter() - started) * 1e3
+        count = 0 if output is None else len(self.buffers[output])
+        self._received += 1
+        return Chunk(
+            index=index,
+            frames=self._frames_out_numpy[slot][:count],
+            stages_ms=clock.read(),
+            latency_ms=latency_ms,
+            steady=self.flow.is_steady(index),
+        )
+
+    def step(self, frames: np.ndarray | Tensor | None = None) -> np.ndarray:
+        """Run one AR step and return its frames (see :meth:`submit` and :class:`Chunk`)."""
+        self.submit(frames)
+        return self.receive().frames
+
+    def drain(self) -> Iterator[Chunk]:
+        """Yield what is still in the stream: submitted steps, then the rows of the stream batch.
+
+        The stream batch is pushed on with the last frame repeated. A session drains once, at the
+        end of a stream.
+        """
+        while self._pending:
+            yield self.receive()
+        if not self._index:
+            return
+        for _ in range(self.flow.drain_steps):
+            self.submit(self._last_frames())
+            yield self.receive()
+
+    def memory_gib(self) -> dict[str, float]:
+        """Return device memory in GiB: allocated, reserved, peak; on a CPU the process's peak."""
+        if self.device.type == "cuda":
+            readings = {
+                "mem_alloc_gib": torch.cuda.memory_allocated(self.device),
+                "mem_reserved_gib": torch.cuda.memory_reserved(self.device),
+                "mem_peak_gib": torch.cuda.max_memory_allocated(self.device),
+            }
+            return {name: value / 2**30 for name, value in readings.items()}
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return {"mem_rss_gib": peak / 2**30}
+
+    def close(self) -> None:
+        """Wait for the device and free the session's tensors and graphs."""
+        self._synchronize()
+        self._prepared = False
+        self.stages = StageTable([])
+        self.buffers, self.weights = {}, {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _allocate_host(self) -> None:
+        stream = self.manifest.preset["stream"]
+        picture = (stream["height"], stream["width"], 3)
+        pinned = self.device.type == "cuda"
+        outputs = [
+            spec.shape[0]
+            for name, spec in self.manifest.buffers.items()
+            if name.startswith("frames_out.")
+        ]
+        inputs = max(self.flow.first_chunk_frames, self.flow.chunk_frames)
+
+        def host(frames: int) -> Tensor:
+            return torch.zeros((frames, *picture), dtype=torch.uint8, pin_memory=pinned)
+
+        self._frames_in = [host(inputs) for _ in range(HOST_SLOTS if inputs else 0)]
+        self._frames_out = [host(max(outputs)) for _ in range(HOST_SLOTS)]
+        self._frames_out_numpy = [tensor.numpy() for tensor in self._frames_out]
+
+    def _check_submit(self, frames: np.ndarray | Tensor | None) -> None:
+        if not self._prepared:
+            raise SessionError("the session is not prepared: call prepare(prompt) first")
+        if len(self._pending) >= IN_FLIGHT:
+            raise SessionError(f"{IN_FLIGHT} AR steps are in flight: receive one first")
+        expected = self.chunk_frames()
+        if frames is None:
+            if expected:
+                raise SessionError(f"this engine takes {expected} frames here, got none")
+            return
+        if not expected:
+            raise SessionError("this engine makes video from text: it takes no frames")
+        shape = (expected, *self._frames_in[0].shape[1:])
+        got = (tuple(frames.shape), str(frames.dtype).removeprefix("torch."))
+        if got != (shape, "uint8"):
+            raise SessionError(f"frames are {got[0]} {got[1]}, expected {shape} uint8")
+
+    def _stage_in(self, slot: int, frames: np.ndarray | Tensor) -> None:
+        """Copy the frames into pinned memory, and from there to the device without waiting."""
+        host = self._frames_in[slot][: len(frames)]
+        host.copy_(torch.as_tensor(frames))
+        phase = "steady" if self._index else "first"
+        self.buffers[f"frames.{phase}"].copy_(host, non_blocking=True)
+
+    def _last_frames(self) -> Tensor:
+        count = self.flow.chunk_frames if self._index > 1 else self.flow.first_chunk_frames
+        last = self._frames_in[(self._index - 1) % HOST_SLOTS][count - 1 : count]
+        return last.expand(self.flow.chunk_frames, -1, -1, -1)
+
+    def _text_encoder(self) -> TextEncoder:
+        dit = self.manifest.preset["dit"]
+        if self.manifest.text.kind == "hashed-words":
+            return HashedWords(dit["text_len"], dit["text_dim"])
+        assert self._directory is not None, "a umt5 engine needs its directory"
+        return Umt5(self._directory / "text", self.device, torch.bfloat16, dit["text_len"])
+
+    def _synchronize(self) -> None:
+        if self._stream is not None:
+            self._stream.synchronize()
