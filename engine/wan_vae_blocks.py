@@ -1,0 +1,196 @@
+"""The blocks of the Wan 2.1 VAE: norm, residual block, attention, resampling."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sdrt.engine.causal_conv import CausalConv, Conv, layer_form
+
+Forms = Mapping[str, str] | None
+"""Layer name -> form, for the layers that differ from ``conv_form``."""
+
+
+def causal_conv(
+    name: str, channels_in: int, channels_out: int, size: tuple[int, int], forms: Forms
+) -> CausalConv:
+    """Return a 3x3x3 causal convolution in its form; its state has its name."""
+    form = layer_form(name, channels_in, forms)
+    return CausalConv(name, channels_in, channels_out, size, form=form)
+
+
+class RmsNorm(nn.Module):
+    """``x / max(|x|, 1e-12) * sqrt(C) * gamma`` over the channels, then SiLU if asked for."""
+
+    def __init__(self, channels: int, silu: bool = True) -> None:
+        super().__init__()
+        self.silu = silu
+        self.gamma = nn.Parameter(torch.empty(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[T, C, H, W]`` to the same shape and dtype, by way of float32."""
+        x32 = x.float()
+        length = x32.square().sum(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
+        y = x32 * (math.sqrt(x.shape[1]) / length) * self.gamma.float().view(-1, 1, 1)
+        return (functional.silu(y) if self.silu else y).to(x.dtype)
+
+
+class ResidualBlock(nn.Module):
+    """Norm, SiLU and causal convolution, twice, beside a shortcut."""
+
+    def __init__(
+        self, name: str, channels_in: int, channels_out: int, size: tuple[int, int], forms: Forms
+    ) -> None:
+        super().__init__()
+        first, second = f"{name}.residual.2", f"{name}.residual.6"
+        self.residual = nn.ModuleDict(  # the places that the public parameter names count
+            {
+                "0": RmsNorm(channels_in),
+                "2": causal_conv(first, channels_in, channels_out, size, forms),
+                "3": RmsNorm(channels_out),
+                "6": causal_conv(second, channels_out, channels_out, size, forms),
+            }
+        )
+        self.shortcut = Conv(channels_in, channels_out, 1) if channels_in != channels_out else None
+
+    def forward(self, x: Tensor, states: dict[str, Tensor]) -> Tensor:
+        """Map ``[T, C, H, W]`` to ``[T, O, H, W]``."""
+        layers = self.residual
+        y = layers["2"](layers["0"](x), states)
+        y = layers["6"](layers["3"](y), states)
+        return y + (x if self.shortcut is None else self.shortcut(x))
+
+
+class Attention(nn.Module):
+    """Attention with one head over the pixels of each frame by itself."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = RmsNorm(channels, silu=False)
+        self.to_qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[T, C, H, W]`` to the same shape."""
+        t, c, h, w = x.shape
+        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(t, 1, h * w, c)
+        query, key, value = self.to_qkv(tokens).chunk(3, dim=-1)
+        y = self.proj(functional.scaled_dot_product_attention(query, key, value))
+        return x + y.reshape(t, h, w, c).permute(0, 3, 1, 2)
+
+
+class Downsample(nn.Module):
+    """Halves height and width and, if temporal, the number of frames.
+
+    A stream's very first frame is not joined with another: it stays, and is what the next
+    frames' history starts with.
+    """
+
+    def __init__(
+        self, name: str, channels: int, size: tuple[int, int], temporal: bool, first: bool
+    ) -> None:
+        super().__init__()
+        self.first = first
+        self.resample = nn.ModuleDict({"1": Conv(channels, channels, 3, stride=2)})
+        self.time_conv = None
+        if temporal:
+            halved = (size[0] // 2, size[1] // 2)
+            self.time_conv = CausalConv(
+                f"{name}.time_conv", channels, channels, halved, kernel=1, stride=2
+            )
+
+    def forward(self, x: Tensor, states: dict[str, Tensor]) -> Tensor:
+        """Map ``[T, C, H, W]`` to ``[T', C, H / 2, W / 2]``."""
+        x = self.resample["1"](functional.pad(x, (0, 1, 0, 1)))
+        conv = self.time_conv
+        if conv is None:
+            return x
+        if not self.first:
+            return conv(x, states)
+        y = torch.cat([x[:1], conv.convolve(x)]) if x.shape[0] > 1 else x
+        states[conv.name].copy_(x[-1:])
+        return y
+
+
+class Upsample(nn.Module):
+    """Doubles height and width, halves the channels and, if temporal, doubles the frames.
+
+    A stream's very first frame is not doubled, and the frames after it have no memory of it.
+    """
+
+    def __init__(
+        self, name: str, channels: int, size: tuple[int, int], temporal: bool, first: bool
+    ) -> None:
+        super().__init__()
+        self.first = first
+        self.resample = nn.ModuleDict({"1": Conv(channels, channels // 2, 3, padding=1)})
+        self.time_conv = None
+        if temporal:
+            self.time_conv = CausalConv(f"{name}.time_conv", channels, 2 * channels, size, kernel=1)
+
+    def forward(self, x: Tensor, states: dict[str, Tensor]) -> Tensor:
+        """Map ``[T, C, H, W]`` to ``[T', C / 2, 2H, 2W]``."""
+        if self.time_conv is not None:
+            if not self.first:
+                x = interleave(self.time_conv(x, states))
+            elif x.shape[0] > 1:
+                x = torch.cat([x[:1], interleave(self.time_conv(x[1:], states))])
+        return self.resample["1"](enlarge(x))
+
+
+class Chain(nn.ModuleList):
+    """Layers one after another; the parameter names count them."""
+
+    def forward(self, x: Tensor, states: dict[str, Tensor]) -> Tensor:
+        """Map ``[T, C, H, W]`` to what the last layer makes of it."""
+        for layer in self:
+            x = layer(x, states)
+        return x
+
+
+class Middle(nn.ModuleList):
+    """A residual block, attention, a residual block."""
+
+    def __init__(self, name: str, channels: int, size: tuple[int, int], forms: Forms) -> None:
+        before, after = (
+            ResidualBlock(f"{name}.{place}", channels, channels, size, forms) for place in (0, 2)
+        )
+        super().__init__([before, Attention(channels), after])
+
+    def forward(self, x: Tensor, states: dict[str, Tensor]) -> Tensor:
+        """Map ``[T, C, H, W]`` to the same shape."""
+        before, attention, after = self
+        return after(attention(before(x, states)), states)
+
+
+class Head(nn.ModuleDict):
+    """Norm, SiLU and the last causal convolution."""
+
+    def __init__(
+        self, name: str, channels_in: int, channels_out: int, size: tuple[int, int], forms: Forms
+    ) -> None:
+        last = causal_conv(f"{name}.2", channels_in, channels_out, size, forms)
+        super().__init__({"0": RmsNorm(channels_in), "2": last})
+
+    def forward(self, x: Tensor, states: dict[str, Tensor]) -> Tensor:
+        """Map ``[T, C, H, W]`` to ``[T, O, H, W]``."""
+        return self["2"](self["0"](x), states)
+
+
+def interleave(pairs: Tensor) -> Tensor:
+    """Turn ``[T, 2C, H, W]``, two frames side by side, into ``[2T, C, H, W]``, channels_last."""
+    t, c, h, w = pairs.shape
+    frames = pairs.permute(0, 2, 3, 1).reshape(t, h, w, 2, c // 2).permute(0, 3, 1, 2, 4)
+    return frames.reshape(2 * t, h, w, c // 2).permute(0, 3, 1, 2)
+
+
+def enlarge(x: Tensor) -> Tensor:
+    """Repeat each pixel of ``[T, C, H, W]`` twice in both directions; stays channels_last.
+
+    The same values as nearest-exact interpolation, whose index arithmetic is in float.
+    """
+    t, c, h, w = x.shape
+    pixels = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(t, h, 2, w, 2, c)
+    return pixels.reshape(t, 2 * h, 2 * w, c).permute(0, 3, 1, 2)
