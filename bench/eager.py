@@ -40,20 +40,21 @@ def place_weights(
 @torch.inference_mode()
 def eager_session(
     preset: Preset,
-    source: Source,
+    weights: Mapping[str, Tensor] | Source,
     device: str = "cpu",
     ranges: Sequence[tuple[int, int]] | None = None,
-    weights: Mapping[str, Tensor] | None = None,
 ) -> Session:
     """Return a session that runs the eager modules stage by stage, without graphs.
 
     Args:
-        weights: those of another session of the same preset, to share; by default from ``source``.
+        weights: a source to convert, or the placed weights of another session, to share.
     """
     target = torch.device(device)
     plan = Pipeline(preset, ranges or [(0, preset.dit.num_layers)], target.type).plan()
-    if weights is None:
-        weights = place_weights(plan, preset, source, target)
+    if isinstance(weights, Mapping):
+        placed, origin = weights, "shared"
+    else:
+        placed, origin = place_weights(plan, preset, weights, target), weights.description
     packages = {
         name: PackageSpec(
             backend="inductor",
@@ -70,8 +71,8 @@ def eager_session(
         preset,
         target,
         packages,
-        WeightsSpec(source=source.description, synthetic=source.synthetic, files=()),
+        WeightsSpec(source=origin, synthetic=False, files=()),
         TextSpec(kind="hashed-words"),
     )
     programs = {name: EagerProgram(package.module) for name, package in plan.packages.items()}
-    return Session(manifest, programs, weights, target, capture=False)
+    return Session(manifest, programs, placed, target, capture=False)

@@ -115,9 +115,11 @@ class Pipeline:
     def _encode(self, phase: Phase, latent_frames: int) -> None:
         builder, preset, stream = self.builder, self.preset, self.preset.stream
         first, suffix = phase == "first", f".{phase}"
-        frames = 4 * latent_frames - 3 if first else 4 * latent_frames
         size = (stream.height, stream.width)
         signed = preset.encoder == "wan-vae"
+        # The Wan VAE encodes the very first frame alone. TAEHV has no such frame: whole groups of
+        # four keep its output, whose first three frames are dropped, on the input's frames.
+        frames = 4 * latent_frames - 3 if first and signed else 4 * latent_frames
         scale = preset.schedule.noise_scale
         assert scale is not None
         builder.buffer(f"frames{suffix}", (frames, *size, 3), torch.uint8)

@@ -1,0 +1,287 @@
+"""Building an engine directory: compile, try out, store the weights, write the manifest."""
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from sdrt.engine.config import Preset, to_dict
+from sdrt.engine.weights import Source
+from sdrt.export.describe import describe, describe_device, versions
+from sdrt.export.inductor import CompileError, options
+from sdrt.export.pipeline import Pipeline
+from sdrt.export.plan import Plan
+from sdrt.export.progress import Progress
+from sdrt.export.store import write_text_encoder, write_weights
+from sdrt.export.trial import Trial, TrialError
+from sdrt.export.weights import plan_weights
+from sdrt.export.worker import compile_one, start_compiler
+from sdrt.runtime.manifest import (
+    FileSpec,
+    Manifest,
+    PackageSpec,
+    TextSpec,
+    WeightsSpec,
+    describe_file,
+    write_manifest,
+)
+
+
+class BuildError(ValueError):
+    """An engine directory could not be built; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to build, for which device, and where."""
+
+    preset: Preset
+    source: Source
+    out: Path
+    device: torch.device
+    ranges: tuple[tuple[int, int], ...]
+    """Consecutive block ranges of the DiT."""
+    force: bool = False
+    """Replace an engine directory that is there."""
+    jobs: int | None = None
+    """Packages compiled at once; by default as many as cores and memory allow."""
+
+
+def default_folder(preset: Preset, device: torch.device) -> str:
+    """Return the name of an engine directory: ``<preset>--<gpu>-sm90--bf16``."""
+    if device.type == "cpu":
+        machine = "cpu"
+    else:
+        name = torch.cuda.get_device_name(device).lower().removeprefix("nvidia ")
+        major, minor = torch.cuda.get_device_capability(device)
+        machine = f"{name.replace(' ', '-')}-sm{major}{minor}"
+    return f"{preset.name}--{machine}--{preset.precision}"
+
+
+def parse_ranges(text: str | None, layers: int) -> tuple[tuple[int, int], ...]:
+    """Return the block ranges of ``0:15,15:30``.
+
+    Raises:
+        BuildError: they are not consecutive or do not cover all layers.
+    """
+    if text is None:
+        return ((0, layers),)
+    rule = f"must be consecutive and cover blocks 0 to {layers}, such as 0:{layers}"
+    try:
+        ranges = tuple(tuple(int(end) for end in part.split(":")) for part in text.split(","))
+    except ValueError:
+        ranges = ()
+    ends = [end for part in ranges for end in part]
+    starts = [0, *(part[-1] for part in ranges)]
+    fits = all(len(part) == 2 and part[0] < part[1] for part in ranges)
+    if not fits or ends[::2] != starts[:-1] or ends[-1] != layers:
+        raise BuildError(f"--ranges {text}: {rule}")
+    return tuple((first, last) for first, last in ranges)
+
+
+def build(request: Request, progress: Progress) -> Manifest:
+    """Build an engine directory; it appears under its name when it is complete.
+
+    Work in progress lies in ``<out>.partial``: packages that were finished there by an
+    interrupted build of the same request are taken over.
+
+    Raises:
+        BuildError: the target is taken or not writable, or a package fails.
+        WeightsError: the weights do not fit.
+    """
+    if request.out.exists() and not request.force:
+        raise BuildError(f"{request.out}: exists already; use --force to build it again")
+    if request.device.type == "cuda" and not torch.cuda.is_available():
+        raise BuildError(
+            "no CUDA device is here: packages for a GPU are built on it; or --device cpu"
+        )
+    partial = _open_partial(request)
+    pipeline = Pipeline(request.preset, request.ranges, request.device.type)
+    plan = pipeline.plan()
+    stored = _Background(lambda: _store(request, plan, partial))
+    try:
+        packages = _compile(request, plan, partial, progress)
+    finally:
+        stored.join()
+    weights, text = stored.result()
+    manifest = describe(plan, request.preset, request.device, packages, weights, text)
+    write_manifest(partial, manifest)
+    _install(partial, request.out)
+    return manifest
+
+
+class _Background:
+    """Runs a function beside the compilation; its result or error is taken up later."""
+
+    def __init__(self, function) -> None:
+        self._future: Future = Future()
+        self._thread = threading.Thread(target=self._run, args=(function,), daemon=True)
+        self._thread.start()
+
+    def _run(self, function) -> None:
+        try:
+            self._future.set_result(function())
+        except BaseException as error:  # handed over to whoever asks for the result
+            self._future.set_exception(error)
+
+    def join(self) -> None:
+        self._thread.join()
+
+    def result(self):
+        return self._future.result()
+
+
+def build_key(request: Request) -> str:
+    """Return a hash of everything that a package depends on: request, versions, our sources."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for folder in ("engine", "kernels", "export"):
+        for path in sorted((root / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    facts = {
+        "preset": to_dict(request.preset),
+        "device": describe_device(request.device).model_dump(),
+        "versions": versions(),
+        "options": options(request.device),
+        "compiler": os.environ.get("CXX"),
+    }
+    digest.update(json.dumps(facts, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _open_partial(request: Request) -> Path:
+    """Return the work folder; what another request left in it is removed."""
+    partial = request.out.with_name(request.out.name + ".partial")
+    key = build_key(request)
+    key_file = partial / "build.key"
+    try:
+        if partial.exists() and not (key_file.is_file() and key_file.read_text() == key):
+            shutil.rmtree(partial)
+        (partial / "stages").mkdir(parents=True, exist_ok=True)
+        key_file.write_text(key)
+    except OSError as error:
+        raise BuildError(f"{request.out}: cannot be written ({error.strerror})") from None
+    return partial
+
+
+def _store(request: Request, plan: Plan, partial: Path) -> tuple[WeightsSpec, TextSpec]:
+    source = request.source
+    tensors = plan_weights(plan, request.preset, source, request.device)
+    weights = WeightsSpec(
+        source=source.description,
+        synthetic=source.synthetic,
+        files=write_weights(partial, tensors),
+    )
+    return weights, write_text_encoder(partial, request.preset, source)
+
+
+def _compile(
+    request: Request, plan: Plan, partial: Path, progress: Progress
+) -> dict[str, PackageSpec]:
+    """Compile what is missing, several packages at once, and try each one out."""
+    built: dict[str, PackageSpec] = {}
+    missing = []
+    for name in plan.packages:
+        known = partial / "stages" / f"{name}.json"
+        if known.is_file():
+            built[name] = PackageSpec.model_validate_json(known.read_text())
+            progress.reused(name)
+        else:
+            missing.append(name)
+    # The slowest first, so that no long compilation is left alone at the end.
+    missing.sort(key=lambda name: len(plan.packages[name].arguments), reverse=True)
+    jobs = min(request.jobs or _default_jobs(request.device), max(1, len(missing)))
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    arguments = (to_dict(request.preset), request.ranges, str(request.device), threads)
+    pool = ProcessPoolExecutor(
+        jobs, get_context("spawn"), initializer=start_compiler, initargs=arguments
+    )
+    with pool, Trial(str(request.device)) as trial:
+        futures: dict[Future[float], str] = {}
+        for name in missing:
+            path = partial / "stages" / f"{name}.pt2"
+            futures[pool.submit(compile_one, name, str(path))] = name
+            progress.started(name)
+        try:
+            for future in as_completed(futures):
+                name = futures[future]
+                seconds = future.result()
+                built[name] = _accept(name, plan, partial, seconds, trial)
+                progress.finished(name, seconds)
+        except (CompileError, TrialError, BrokenProcessPool) as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise BuildError(_explain(error)) from error
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return {name: built[name] for name in plan.packages}
+
+
+def _accept(name: str, plan: Plan, partial: Path, seconds: float, trial: Trial) -> PackageSpec:
+    """Try a new package out and describe it; from now on an interrupted build keeps it."""
+    file = f"stages/{name}.pt2"
+    arguments = plan.packages[name].arguments
+    try:
+        trial.run(name, partial / file, arguments)
+    except TrialError:
+        (partial / file).unlink()
+        raise
+    described: FileSpec = describe_file(partial, file)
+    spec = PackageSpec(
+        backend="inductor",
+        **described.model_dump(),
+        build_s=round(seconds, 2),
+        arguments=arguments,
+    )
+    (partial / "stages" / f"{name}.json").write_text(spec.model_dump_json())
+    return spec
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, BrokenProcessPool):
+        return (
+            "a compiling process was killed, most likely for want of memory; "
+            "try again with fewer at once: --jobs 1"
+        )
+    return str(error)
+
+
+def _default_jobs(device: torch.device) -> int:
+    """Packages to compile at once: a GPU build leaves most cores to Inductor's own workers."""
+    cores = os.cpu_count() or 1
+    return max(1, min(8, cores // 2)) if device.type == "cuda" else max(1, min(8, cores))
+
+
+def _install(partial: Path, out: Path) -> None:
+    """Put the finished directory in place; an old one stays until the new one is complete."""
+    (partial / "build.key").unlink()
+    for path in (partial / "stages").glob("*.json"):
+        path.unlink()
+    retired = None
+    if out.exists():
+        retired = out.with_name(f"{out.name}.{time.time_ns()}.old")
+        out.rename(retired)
+    partial.rename(out)
+    if retired is not None:
+        shutil.rmtree(retired)
+
+
+def table(manifest: Manifest) -> Sequence[tuple[str, str, float, float]]:
+    """Return the closing table's rows: stage, artefact, MB, seconds."""
+    rows = [
+        (name, package.file, package.bytes / 1e6, package.build_s)
+        for name, package in manifest.packages.items()
+    ]
+    rows += [("weights", file.file, file.bytes / 1e6, 0.0) for file in manifest.weights.files]
+    rows += [("text", file.file, file.bytes / 1e6, 0.0) for file in manifest.text.files]
+    return rows

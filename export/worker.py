@@ -1,0 +1,75 @@
+"""What runs in the build's child processes: compiling packages, and trying each one out."""
+
+import json
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import torch
+
+from sdrt.engine.config import from_dict
+from sdrt.export.inductor import CompileError, compile_package, example_arguments
+from sdrt.export.pipeline import Pipeline
+from sdrt.export.plan import Plan
+from sdrt.runtime.manifest import TensorSpec
+from sdrt.runtime.program import AotiProgram
+
+_plan: Plan | None = None
+_device = torch.device("cpu")
+
+
+def start_compiler(preset: dict, ranges: list[tuple[int, int]], device: str, threads: int) -> None:
+    """Set up a pool process: it makes the plan once and then compiles packages by name."""
+    global _plan, _device
+    warnings.filterwarnings("ignore", category=FutureWarning)  # torch's own, once a package
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(threads))
+    _device = torch.device(device)
+    if _device.type == "cpu":
+        torch.set_num_threads(1)
+    _plan = Pipeline(from_dict(preset), ranges, _device.type).plan()
+
+
+def compile_one(name: str, path: str) -> float:
+    """Compile package ``name`` to ``path``; return the seconds it took.
+
+    Raises:
+        CompileError: with the package's name in front.
+    """
+    assert _plan is not None
+    started = time.perf_counter()
+    scratch = Path(path).with_suffix(".tmp.pt2")
+    try:
+        compile_package(_plan.packages[name], scratch, _device)
+    except CompileError as error:
+        scratch.unlink(missing_ok=True)
+        raise CompileError(f"package {name}: {error}") from error.__cause__
+    scratch.rename(path)
+    return time.perf_counter() - started
+
+
+def try_packages() -> None:
+    """Load and run packages named on standard input, answering each; a crash ends the process.
+
+    A line is ``{"path", "device", "arguments"}``; the answer is ``{"error"}``, null if all went
+    well.
+    """
+    for line in sys.stdin:
+        request = json.loads(line)
+        device = torch.device(request["device"])
+        specs = tuple(TensorSpec.model_validate(spec) for spec in request["arguments"])
+        error = None
+        try:
+            program = AotiProgram(Path(request["path"]), -1 if device.type == "cpu" else 0)
+            with torch.inference_mode():
+                program.run(example_arguments(specs, device))
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+        except RuntimeError as failure:
+            error = str(failure).strip().splitlines()[0]
+        print(json.dumps({"error": error}), flush=True)
+
+
+if __name__ == "__main__":
+    try_packages()
