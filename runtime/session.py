@@ -121,6 +121,17 @@ class Session:
         """Return how many input frames the next :meth:`submit` takes; 0 for text to video."""
         return self.flow.chunk_frames if self._index else self.flow.first_chunk_frames
 
+    @property
+    def lookahead_frames(self) -> int:
+        """Input frames that must follow a frame before its output can be made.
+
+        A TAEHV encoder gathers groups of four where its decoder drops the first three frames, so
+        its input runs three frames ahead of its output; the Wan VAE's does not.
+        """
+        if not self.takes_frames:
+            return 0
+        return self.flow.first_chunk_frames - len(self.buffers["frames_out.first"])
+
     @torch.inference_mode()
     def prepare(self, prompt: str, seed: int = 0) -> None:
         """Start a stream: encode the prompt, clear every state, seed the noise.

@@ -1,0 +1,280 @@
+"""``sdrun``: streams a clip, or a prompt alone, through an engine directory into an mp4."""
+
+import signal
+import sys
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+# Everything heavy is imported where it is first needed: --help and refusals stay quick.
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.console import Console
+
+    from sdrt.runtime.session import Session
+
+REFUSED = 2
+INTERRUPTED = 130
+TEXT_TO_VIDEO_FRAMES = 81
+UsageError: Any = typer.BadParameter.__base__  # typer offers no public name for it
+
+
+class CommandError(ValueError):
+    """Arguments that do not fit each other or the engine."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """The command line, parsed."""
+
+    engine: Path | None
+    input: Path | None
+    prompt: str | None
+    output: Path | None
+    max_frames: int | None
+    seed: int
+    stats: Path | None
+    device: str | None
+    demo: bool
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def sdrun(
+    engine: Annotated[Path | None, typer.Option(help="Engine directory.")] = None,
+    input: Annotated[
+        str | None,
+        typer.Option(help="Clip, or folder of images; 'none' for text to video."),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="What to make of it.")] = None,
+    output: Annotated[Path | None, typer.Option(help="File to write, .mp4.")] = None,
+    max_frames: Annotated[
+        int | None,
+        typer.Option(min=1, help="Frames to write at most (text to video: 81)."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    stats: Annotated[Path | None, typer.Option(help="File for all timings, .json.")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cuda, cuda:N or cpu (else what the engine was built for)."),
+    ] = None,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Stream a sample clip through the built-in tiny model.")
+    ] = False,
+) -> Request:
+    """Stream video through an engine directory that build-engines made."""
+    clip = None if input in (None, "none") else Path(input)
+    return Request(engine, clip, prompt, output, max_frames, seed, stats, device, demo)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run ``sdrun`` and return its exit code: 0, 2 when refused, 130 when interrupted."""
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        request = app(arguments, prog_name="sdrun", standalone_mode=False)
+        return run(request) if isinstance(request, Request) else int(request or 0)
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return INTERRUPTED
+    except UsageError as error:
+        return _fail(f"{error.format_message()} (see sdrun --help)")
+    except OSError as error:
+        return _fail(str(error))
+    except ValueError as error:
+        # The classes that sdrt raises on purpose say it all in one line; others are bugs.
+        if not (isinstance(error, CommandError) or type(error).__module__.startswith("sdrt.")):
+            raise
+        return _fail(str(error))
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(message: str) -> int:
+    print("error: " + " ".join(message.splitlines()), file=sys.stderr)
+    return REFUSED
+
+
+def run(request: Request) -> int:
+    """Check the request, open the session, stream, report; return the exit code.
+
+    Raises:
+        CommandError, VideoError, DemoError, ManifestError, SessionError: refused; nothing is
+            left behind.
+        KeyboardInterrupt: interrupted before the first frame was written.
+    """
+    if request.demo:
+        request = _demo_request(request)
+    output, prompt = _check(request)
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    with _open_session(request, console) as session:
+        return _stream_to_file(session, request, output, prompt, console)
+
+
+def _demo_request(request: Request) -> Request:
+    from sdrt.runtime import demo
+
+    if request.engine is not None:
+        raise CommandError("--demo brings its own engine: leave out --engine")
+    prompt = demo.PROMPT if request.prompt is None else request.prompt
+    return replace(request, prompt=prompt, output=request.output or demo.OUTPUT)
+
+
+def _check(request: Request) -> tuple[Path, str]:
+    """Refuse what can be refused without the session, cheapest first; return output and prompt."""
+    if request.engine is None and not request.demo:
+        raise CommandError("no engine: give --engine DIR, made by build-engines, or --demo")
+    if request.prompt is None or not request.prompt.strip():
+        raise CommandError("no prompt: give --prompt TEXT")
+    if request.output is None:
+        raise CommandError("no output: give --output FILE.mp4")
+    if request.device is not None and request.device.partition(":")[0] not in ("cuda", "cpu"):
+        raise CommandError(f"unknown --device {request.device}: expected cuda, cuda:N or cpu")
+    from sdrt.runtime.manifest import read_manifest
+
+    if request.engine is not None:
+        takes_frames = read_manifest(request.engine).preset["flow"] == "stream-batch"
+        if takes_frames and request.input is None:
+            raise CommandError(
+                f"{request.engine.name} is a video-to-video engine: give --input, "
+                "a clip or a folder of images"
+            )
+        if not takes_frames and request.input is not None:
+            raise CommandError(
+                f"{request.engine.name} is a text-to-video engine: leave out --input"
+            )
+    from sdrt.runtime.video import check_input
+    from sdrt.runtime.video_writer import check_output
+
+    check_output(request.output)
+    if request.stats is not None:
+        check_output(request.stats, ".json")
+    if request.input is not None:
+        check_input(request.input)
+        if request.output.exists() and request.output.samefile(request.input):
+            raise CommandError(f"--output {request.output} is the input: name another file")
+    return request.output, request.prompt
+
+
+def _open_session(request: Request, console: "Console") -> "Session":
+    if request.engine is None:
+        from sdrt.runtime import demo
+
+        return demo.open_session(request.device, console.print)
+    from sdrt.runtime.session import Session
+
+    return Session.open(request.engine, request.device)
+
+
+def _stream_to_file(
+    session: "Session", request: Request, output: Path, prompt: str, console: "Console"
+) -> int:
+    """Stream into the file, show the numbers, and return the exit code."""
+    from sdrt.runtime.stats import LiveLine, StreamStats
+    from sdrt.runtime.stream import stream_frames
+    from sdrt.runtime.video_writer import FrameWriter
+
+    preset = session.manifest.preset
+    if session.manifest.weights.synthetic:
+        console.print("note: synthetic weights: the output is noise, good for timing only")
+    frames = _input_frames(session, request, console)
+    pairs = _Pairs(frames) if request.demo and frames is not None else None
+    limit = request.max_frames or (TEXT_TO_VIDEO_FRAMES if frames is None else None)
+    session.prepare(prompt, request.seed)
+
+    stats = StreamStats()
+    width = preset["stream"]["width"] * (2 if pairs else 1)
+    writer = FrameWriter(output, width, preset["stream"]["height"], preset["stream"]["frame_rate"])
+    interrupted = False
+    try:
+        with writer, LiveLine(console) as live:
+            for made in stream_frames(session, pairs or frames, limit, stats):
+                writer.write(pairs.joined(made) if pairs else made)
+                live.update(stats)
+    except KeyboardInterrupt:
+        if not writer.frames:
+            raise
+        interrupted = True
+    memory = session.memory_gib()
+    console.print(stats.table(memory))
+    sides = ", input left, output right" if pairs else ""
+    console.print(f"wrote {output}: {writer.frames} frames{sides}")
+    if request.stats is not None:
+        stats.write_json(request.stats, _report_header(session, request, interrupted), memory)
+    return INTERRUPTED if interrupted else 0
+
+
+def _input_frames(
+    session: "Session", request: Request, console: "Console"
+) -> "Iterator[np.ndarray] | None":
+    """Return the input at the session's size and rate; None for text to video."""
+    stream = session.manifest.preset["stream"]
+    width, height = stream["width"], stream["height"]
+    if request.input is not None:
+        from sdrt.runtime.video import open_input
+
+        source = open_input(request.input, width, height, stream["frame_rate"])
+        for note in source.notes:
+            console.print(f"note: {note}")
+        return source
+    if request.demo:
+        from sdrt.runtime.demo import sample_clip
+
+        return sample_clip(height=height, width=width)
+    return None
+
+
+def _report_header(session: "Session", request: Request, interrupted: bool) -> dict[str, Any]:
+    """Return what a report says beside the numbers; names only, no paths."""
+    from sdrt.runtime.stats import versions
+
+    manifest = session.manifest
+    return {
+        "engine": request.engine.resolve().name if request.engine else "demo",
+        "preset": manifest.preset["name"],
+        "device": {"type": manifest.device.type, "name": manifest.device.name},
+        "synthetic_weights": manifest.weights.synthetic,
+        "seed": request.seed,
+        "interrupted": interrupted,
+        "versions": versions(),
+    }
+
+
+class _Pairs:
+    """Passes input frames on and keeps each until the output made of it is there."""
+
+    def __init__(self, frames: "Iterator[np.ndarray]") -> None:
+        self._frames = frames
+        self._kept: deque[np.ndarray] = deque()
+
+    def __iter__(self) -> "_Pairs":
+        return self
+
+    def __next__(self) -> "np.ndarray":
+        frame = next(self._frames)
+        self._kept.append(frame)
+        return frame
+
+    def joined(self, made: "np.ndarray") -> "np.ndarray":
+        """Return ``[F, H, 2W, 3]``: the next F inputs on the left, ``made`` on the right."""
+        import numpy as np
+
+        from sdrt.runtime.video_writer import side_by_side
+
+        return side_by_side(np.stack([self._kept.popleft() for _ in made]), made)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
