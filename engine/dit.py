@@ -16,6 +16,8 @@ from sdrt.engine.ring import (
 )
 from sdrt.engine.schedule import add_noise, flow_table, nearest_sigma
 from sdrt.engine.stage import StageModule
+from sdrt.kernels.linear_gelu import linear_gelu
+from sdrt.kernels.qk_norm_rope import qk_norm_rope, split_norm_rope
 
 
 class RMSNorm(nn.Module):
@@ -47,17 +49,6 @@ def gated(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
     """Return ``x + gate * update`` in ``x``'s dtype; ``gate`` is float32 ``[B, E, C]``."""
     scaled = update.float().unflatten(1, (gate.shape[1], -1)) * gate.unsqueeze(2)
     return (x.float() + scaled.flatten(1, 2)).to(x.dtype)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply the rotary embedding to adjacent pairs of ``x`` ``[B, N, H, D]`` in float32.
-
-    Args:
-        cos, sin: float32 ``[B, N, D / 2]``.
-    """
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x.dtype)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -116,19 +107,31 @@ class DitIn(StageModule):
         )
         x = self.patch_embedding(patches.to(dtype))
 
-        angle = timestep.double().unsqueeze(-1) * self.time_frequencies
-        sinusoid = torch.cat([angle.cos(), angle.sin()], dim=-1).to(dtype)
-        e = self.time_embedding(sinusoid)
+        e = self.time_embedding(torch.cat(self.time_angles(timestep), dim=-1).to(dtype))
         e0 = self.time_projection(e).unflatten(-1, (6, -1))
 
-        frame = position.unsqueeze(1) + torch.arange(frames, device=position.device)
-        angle = frame.double().unsqueeze(-1) * self.frame_frequencies  # [B, F, c0]
-        cos = self._with_plane(angle.cos().float(), self.plane_cos)
-        sin = self._with_plane(angle.sin().float(), self.plane_sin)
-        slots = ring_slots(position, frames, self.window, self.sink)
-        rows = ring_rows(slots, self.window)
+        frame_cos, frame_sin = self.frame_angles(position)
+        cos = self._with_plane(frame_cos.float(), self.plane_cos)
+        sin = self._with_plane(frame_sin.float(), self.plane_sin)
+        rows = self.ring_places(position)
         valid = valid_tokens(position, frames, self.window, self.rows * self.columns)
         return x, e.float(), e0.float(), cos, sin, rows, valid
+
+    def time_angles(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cosine and sine ``[B, E, freq_dim / 2]`` of the timestep sinusoid."""
+        angle = timestep.double().unsqueeze(-1) * self.time_frequencies
+        return angle.cos(), angle.sin()
+
+    def frame_angles(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cosine and sine ``[B, F, c0]`` of the chunk's frame positions."""
+        frame = position.unsqueeze(1) + torch.arange(self.frames, device=position.device)
+        angle = frame.double().unsqueeze(-1) * self.frame_frequencies
+        return angle.cos(), angle.sin()
+
+    def ring_places(self, position: Tensor) -> Tensor:
+        """Return where the chunk's K and V go in the ring, as the blocks take it."""
+        slots = ring_slots(position, self.frames, self.window, self.sink)
+        return ring_rows(slots, self.window)
 
     def _with_plane(self, frame: Tensor, plane: Tensor) -> Tensor:
         """Join frame angles ``[B, F, c0]`` and row/column angles ``[T, c1+c2]``."""
@@ -187,6 +190,7 @@ class DitBlock(StageModule):
         self.config, self.batch, self.tokens = config, batch, tokens_per_frame
         self.window, self.sink, self.full = window, sink, full
         self.threshold = refresh_threshold
+        self.heads = (config.num_heads, config.head_dim)
         dim = config.dim
         self.modulation = nn.Parameter(torch.empty(1, 6, dim))
         self.self_attn = SelfAttention(config)
@@ -228,43 +232,65 @@ class DitBlock(StageModule):
             x, e0, cos, sin, rows, valid, position: as :class:`DitIn` takes and returns them.
             cross_k, cross_v: ``[1, text_len, H, D]`` of :class:`CrossKV`.
         """
-        config = self.config
-        heads = (config.num_heads, config.head_dim)
+        eps = self.config.eps
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.float() + e0).unbind(2)
-
-        attn = self.self_attn
-        q, k, v = attn.qkv(modulated_norm(x, shift1, scale1, config.eps)).chunk(3, dim=-1)
-        q = rotate(attn.norm_q(q).unflatten(-1, heads), cos, sin)
-        k = rotate(attn.norm_k(k).unflatten(-1, heads), cos, sin)
-        v = v.unflatten(-1, heads)
-        if self.threshold >= 0:
-            rows = self._refreshed_rows(k, v, position, states)
-        states["k"].index_copy_(0, rows, k.reshape(-1, self.tokens, *heads))
-        states["v"].index_copy_(0, rows, v.reshape(-1, self.tokens, *heads))
-        ring = (self.batch, self.window * self.tokens, *heads)
-        mask = None
-        if not self.full:
-            mask = torch.arange(ring[1], device=x.device) < valid.view(-1, 1, 1, 1)
-        out = attention(q, states["k"].view(ring), states["v"].view(ring), mask)
-        x = gated(x, attn.o(out), gate1)
+        qkv = self.self_attn.qkv(modulated_norm(x, shift1, scale1, eps))
+        out = self.attend_ring(qkv, cos, sin, rows, valid, position, states)
+        x = gated(x, self.self_attn.o(out), gate1)
 
         # Every row sees the same text, so the rows are folded into one query sequence.
         cross = self.cross_attn
-        q = cross.norm_q(cross.q(self.norm3(x))).unflatten(-1, heads)
-        out = attention(q.flatten(0, 1).unsqueeze(0), cross_k, cross_v)
+        q = cross.norm_q(cross.q(self.norm3(x))).unflatten(-1, self.heads)
+        out = self.attend_text(q.flatten(0, 1).unsqueeze(0), cross_k, cross_v)
         x = x + cross.o(out.view_as(x))
 
-        return gated(x, self.ffn(modulated_norm(x, shift2, scale2, config.eps)), gate2)
+        hidden = modulated_norm(x, shift2, scale2, eps)
+        hidden = linear_gelu(hidden, self.ffn[0].weight, self.ffn[0].bias)
+        return gated(x, self.ffn[2](hidden), gate2)
 
-    def _refreshed_rows(
+    def attend_ring(
+        self,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        rows: Tensor,
+        valid: Tensor,
+        position: Tensor,
+        states: dict[str, Tensor],
+    ) -> Tensor:
+        """Write the chunk's K and V into the ring, attend to what it holds: ``[B, N, dim]``.
+
+        Args:
+            qkv: ``[B, N, 3 dim]``, neither normalised nor rotated.
+        """
+        attn, eps = self.self_attn, self.config.eps
+        norms = (attn.norm_q.weight, attn.norm_k.weight)
+        if self.threshold < 0:
+            q = qk_norm_rope(qkv, *norms, cos, sin, rows, states["k"], states["v"], eps)
+        else:
+            q, k, v = split_norm_rope(qkv, *norms, cos, sin, self.heads, eps)
+            rows = self.refreshed_rows(k, v, position, states)
+            for name, new in (("k", k), ("v", v)):
+                states[name].index_copy_(0, rows, new.reshape(-1, self.tokens, *self.heads))
+        ring = (self.batch, self.window * self.tokens, *self.heads)
+        mask = None
+        if not self.full:
+            mask = torch.arange(ring[1], device=q.device) < valid.view(-1, 1, 1, 1)
+        return attention(q, states["k"].view(ring), states["v"].view(ring), mask)
+
+    def attend_text(self, q: Tensor, cross_k: Tensor, cross_v: Tensor) -> Tensor:
+        """Attend to the prompt with q ``[1, B*N, H, D]``; return ``[1, B*N, dim]``."""
+        return attention(q, cross_k, cross_v)
+
+    def refreshed_rows(
         self, k: Tensor, v: Tensor, position: Tensor, states: dict[str, Tensor]
     ) -> Tensor:
-        ring = (self.batch, self.window, self.tokens, *k.shape[2:])
+        """Return the ring rows that the adaptive sink chooses for k and v ``[B, T, H, D]``."""
         slot, queue, count = refresh_slot(
             k,
             v,
-            states["k"].view(ring),
-            states["v"].view(ring),
+            self.ring_frames(states["k"]),
+            self.ring_frames(states["v"]),
             position,
             states["queue"],
             states["count"],
@@ -273,6 +299,14 @@ class DitBlock(StageModule):
         )
         states["queue"].copy_(queue)
         states["count"].copy_(count)
+        return self.slot_rows(slot)
+
+    def ring_frames(self, ring: Tensor) -> Tensor:
+        """Return a ring as ``[B, W, T, H, D]``."""
+        return ring.view(self.batch, self.window, self.tokens, *self.heads)
+
+    def slot_rows(self, slot: Tensor) -> Tensor:
+        """Return slots ``[B, 1]`` as the ring's rows."""
         return ring_rows(slot, self.window)
 
 

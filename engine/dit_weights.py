@@ -73,7 +73,9 @@ def _block(layer: int, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Ten
     yield f"{cross}.norm_k.weight", tensors[f"{source}.cross_attn.norm_k.weight"]
 
 
-def _linear(target: str, source: str, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _linear(
+    target: str, source: str, tensors: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Tensor]]:
     for leaf in ("weight", "bias"):
         yield f"{target}.{leaf}", tensors[f"{source}.{leaf}"]
 

@@ -19,7 +19,7 @@ def ring_slots(position: Tensor, frames: int, window: int, sink: int) -> Tensor:
 
 
 def ring_rows(slots: Tensor, window: int) -> Tensor:
-    """Return ``slots`` ``[B, F]`` as rows of a ring stored ``[B * window, ...]``: int64 ``[B * F]``."""
+    """Return ``slots`` ``[B, F]`` as rows, int64 ``[B * F]``, of a ring ``[B * window, ...]``."""
     batch = torch.arange(slots.shape[0], device=slots.device).unsqueeze(1)
     return (batch * window + slots).flatten()
 

@@ -15,7 +15,9 @@ def flow_table(shift: float, num_train_timesteps: int = 1000) -> tuple[Tensor, T
     return sigmas, sigmas * num_train_timesteps
 
 
-def denoise_timesteps(steps: tuple[int, ...], shift: float, warp: bool, total: int = 1000) -> Tensor:
+def denoise_timesteps(
+    steps: tuple[int, ...], shift: float, warp: bool, total: int = 1000
+) -> Tensor:
     """Return the timesteps of a step list, float32 ``[len(steps)]``.
 
     With ``warp`` step ``k`` stands for table entry ``total - k`` (entry ``total`` is 0).

@@ -7,7 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sdrt.engine.causal_conv import CausalConv, Conv, layer_form
+from sdrt.engine.causal_conv import CausalConv, Conv, SplitConv, layer_form
+
+FEW_CHANNELS = 4
+"""Up to so many channels, a last layer is split: pictures, but not latents."""
 
 Forms = Mapping[str, str] | None
 """Layer name -> form, for the layers that differ from ``conv_form``."""
@@ -58,8 +61,11 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, states: dict[str, Tensor]) -> Tensor:
         """Map ``[T, C, H, W]`` to ``[T, O, H, W]``."""
         layers = self.residual
-        y = layers["2"](layers["0"](x), states)
-        y = layers["6"](layers["3"](y), states)
+        first, second = layers["2"], layers["6"]
+        y = first.convolve(first.normed_taps(x, layers["0"].gamma, states))
+        # The first convolution's bias is added where the second's norm reads its result.
+        y = second.normed_taps(y, layers["3"].gamma, states, first.bias)
+        y = second.convolve(y, second.bias)
         return y + (x if self.shortcut is None else self.shortcut(x))
 
 
@@ -109,7 +115,7 @@ class Downsample(nn.Module):
             return x
         if not self.first:
             return conv(x, states)
-        y = torch.cat([x[:1], conv.convolve(x)]) if x.shape[0] > 1 else x
+        y = torch.cat([x[:1], conv.convolve(conv.taps(x), conv.bias)]) if x.shape[0] > 1 else x
         states[conv.name].copy_(x[-1:])
         return y
 
@@ -171,7 +177,10 @@ class Head(nn.ModuleDict):
     def __init__(
         self, name: str, channels_in: int, channels_out: int, size: tuple[int, int], forms: Forms
     ) -> None:
-        last = causal_conv(f"{name}.2", channels_in, channels_out, size, forms)
+        if channels_out <= FEW_CHANNELS:
+            last = SplitConv(f"{name}.2", channels_in, channels_out, size)
+        else:
+            last = causal_conv(f"{name}.2", channels_in, channels_out, size, forms)
         super().__init__({"0": RmsNorm(channels_in), "2": last})
 
     def forward(self, x: Tensor, states: dict[str, Tensor]) -> Tensor:

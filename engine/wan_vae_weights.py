@@ -5,10 +5,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sdrt.engine.causal_conv import channels_last, layer_form, pack_weight
+from sdrt.engine.causal_conv import (
+    channels_last,
+    layer_form,
+    pack_split_weight,
+    pack_weight,
+)
 from sdrt.engine.config import WanVaeConfig
 from sdrt.engine.wan_vae import decoder_chain, encoder_chain
-from sdrt.engine.wan_vae_blocks import Forms
+from sdrt.engine.wan_vae_blocks import FEW_CHANNELS, Forms
 
 
 def public_shapes(config: WanVaeConfig) -> dict[str, tuple[int, ...]]:
@@ -110,5 +115,7 @@ def _arrange(name: str, tensor: Tensor, forms: Forms) -> Tensor:
             return channels_last(tensor.squeeze(2))
         case (3, 1, 1):
             return pack_weight(tensor, "stacked")
+        case _ if tensor.shape[0] <= FEW_CHANNELS:
+            return pack_split_weight(tensor)
         case _:
             return pack_weight(tensor, layer_form(layer, tensor.shape[1], forms))

@@ -1,0 +1,43 @@
+"""What the kernel benchmarks share: graph-timed medians, and the copy bandwidth as the roof."""
+
+import statistics
+from collections.abc import Callable
+
+import torch
+
+REPEATS = 30
+
+
+def graph_us(run: Callable[[], object], calls: int = 10) -> float:
+    """Return the median time of one call in µs: ``calls`` calls captured, replayed many times."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(calls):
+            run()
+    times = []
+    for _ in range(REPEATS):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) * 1e3 / calls)
+    return statistics.median(times)
+
+
+def copy_tb_s(gib: float = 2.0) -> float:
+    """Return the device's copy bandwidth in TB/s, bytes read and written counted."""
+    source = torch.randn(int(gib * 2**28), device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / graph_us(lambda: target.copy_(source), calls=2) / 1e6
+
+
+def report(title: str, us: float, moved_bytes: int, roof_tb_s: float) -> None:
+    """Print one line: time, bandwidth and the share of the roof."""
+    rate = moved_bytes / us / 1e6
+    print(f"{title:44s} {us:9.1f} us {rate:6.2f} TB/s {100 * rate / roof_tb_s:5.1f} % of copy")

@@ -1,0 +1,30 @@
+"""Which implementation an op runs: its kernel on CUDA, its plain reference everywhere else."""
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator
+
+from torch import Tensor
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+_reference_only = False
+
+
+def use_kernel(tensor: Tensor) -> bool:
+    """Return whether an op on ``tensor`` runs its kernel.
+
+    Decided while tracing: a package holds either the kernel or the reference's compiled form.
+    """
+    return tensor.is_cuda and HAS_TRITON and not _reference_only
+
+
+@contextlib.contextmanager
+def references() -> Iterator[None]:
+    """Run every op's plain reference inside this context, on any device (for comparisons)."""
+    global _reference_only
+    before, _reference_only = _reference_only, True
+    try:
+        yield
+    finally:
+        _reference_only = before
