@@ -56,14 +56,16 @@ def compile_package(planned: PlannedPackage, path: Path, device: torch.device) -
 
     arguments = example_arguments(planned.arguments, device)
     try:
-        with torch.no_grad(), _attention(device):
+        with torch.no_grad(), _attention(device), _convolution_formats(device):
             program = torch.export.export(planned.module, arguments, strict=False)
             aoti_compile_and_package(
                 program, package_path=str(path), inductor_configs=options(device)
             )
     except Exception as error:  # the compiler's errors have no common base
-        reason = str(error).strip().splitlines()
-        raise CompileError(reason[0] if reason else type(error).__name__) from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if "C++" in reason or "Cxx" in reason:
+            reason += "; set CXX to a working C++ compiler, such as CXX=/usr/bin/g++"
+        raise CompileError(reason) from error
 
 
 @contextlib.contextmanager
@@ -84,3 +86,31 @@ def _attention(device: torch.device) -> Iterator[None]:
     ]
     with sdpa_kernel(order, set_priority=True):
         yield
+
+
+@contextlib.contextmanager
+def _convolution_formats(device: torch.device) -> Iterator[None]:
+    """Give traced convolutions on CUDA the memory format that cuDNN will return.
+
+    While exporting, torch 2.11 does not pick cuDNN for a traced convolution, and so takes its
+    result for contiguous where it comes out channels-last. A package compiled from that belief
+    reads such results in the wrong order as soon as a custom op consumes them.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    original = torch._C._conv_determine_backend_memory_format
+
+    def chosen(x: Tensor, weight: Tensor, backend: object) -> torch.memory_format:
+        layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
+        if layout and (
+            x.is_contiguous(memory_format=layout) or weight.is_contiguous(memory_format=layout)
+        ):
+            return layout
+        return original(x, weight, backend)
+
+    torch._C._conv_determine_backend_memory_format = chosen
+    try:
+        yield
+    finally:
+        torch._C._conv_determine_backend_memory_format = original
