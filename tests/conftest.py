@@ -1,9 +1,13 @@
-"""Fixtures for all tests: the package layout without an install, golden cases, GPU gating."""
+"""Fixtures for all tests: the package layout without an install, golden cases, built engines."""
 
+import hashlib
 import importlib.util
 import json
 import os
+import shutil
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -12,12 +16,35 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(os.environ.get("SDRT_GOLDEN", ROOT / "tests" / "golden"))
 
-if importlib.util.find_spec("sdrt") is None:  # a bare checkout: map the top folders under `sdrt`
-    package = ModuleType("sdrt")
-    package.__path__ = [str(ROOT)]
-    sys.modules["sdrt"] = package
+
+def link_layout() -> None:
+    """Make a bare checkout importable as ``sdrt``, in child processes too.
+
+    The links are those that an editable install makes (see CMakeLists.txt).
+    """
+    layout = ROOT / "build" / "layout"
+    (layout / "sdrt").mkdir(parents=True, exist_ok=True)
+    for folder in ("engine", "kernels", "export", "runtime", "configs", "bench"):
+        link = layout / "sdrt" / folder
+        try:
+            link.symlink_to(os.path.relpath(ROOT / folder, link.parent))
+        except FileExistsError:
+            continue
+    sys.path.insert(0, str(layout))
+    paths = [str(layout), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+
+
+if importlib.util.find_spec("sdrt") is None:
+    link_layout()
+
+# Parallel workers, and the processes that they start, share the cores.
+workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if workers > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 import torch  # noqa: E402
+from filelock import FileLock  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 
@@ -204,3 +231,102 @@ class GoldenStreams:
 def golden_streams(recipe, golden, relative_error) -> GoldenStreams:
     """The streaming golden cases: presets, weights and checks of a session."""
     return GoldenStreams(recipe, golden, relative_error)
+
+
+class EngineCache:
+    """Engines that tests run, built by the real builder and kept in pytest's cache folder.
+
+    One that was built from the same sources is used again; parallel workers build it once.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def get(self, request, make: Callable[[Path], object]) -> Path:
+        """Return the engine of an ``export.build.Request``; ``make`` builds it where it is told.
+
+        The request's ``out`` is ignored.
+        """
+        from sdrt.export.build import build_key
+        from sdrt.runtime import manifest
+
+        sources = build_key(request) + manifest.file_sha256(Path(manifest.__file__))
+        name, key = request.preset.name, hashlib.sha256(sources.encode()).hexdigest()[:16]
+        target = self.folder / f"{name}--{key}"
+        with FileLock(self.folder / f"{name}.lock"):
+            if not target.exists():
+                for stale in self.folder.glob(f"{name}--*"):
+                    if key not in stale.name:
+                        shutil.rmtree(stale)
+                make(target)
+        return target
+
+
+@pytest.fixture(scope="session")
+def engine_cache(pytestconfig: pytest.Config) -> EngineCache:
+    """The engines that earlier test runs, or other workers of this one, have built."""
+    assert pytestconfig.cache is not None
+    return EngineCache(pytestconfig.cache.mkdir("sdrt-engines"))
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(engine_cache: EngineCache) -> Path:
+    """An engine directory of the preset ``tiny``, built by ``build-engines`` for the CPU.
+
+    Shared: a test that changes it works on a copy.
+    """
+    from sdrt.engine.config import load
+    from sdrt.engine.weights import open_source
+    from sdrt.export.build import Request
+
+    preset = load("tiny")
+    source = open_source("bundled", preset)
+    blocks = ((0, preset.dit.num_layers),)
+    request = Request(preset, source, Path("unused"), torch.device("cpu"), blocks)
+
+    def make(target: Path) -> None:
+        command = [sys.executable, "-m", "sdrt.export.cli", "--preset", "tiny"]
+        command += ["--device", "cpu", "--out", str(target)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return engine_cache.get(request, make)
+
+
+@pytest.fixture(scope="session")
+def built_packages(engine_cache: EngineCache):
+    """Callable: a real engine that holds only some of a preset's packages.
+
+    ``build(preset, source, keep)`` exports, compiles, tries out and stores the packages whose
+    names ``keep`` accepts; the stages call those and leave the others out.
+    """
+    from rich.console import Console
+
+    from sdrt.export import build as builder
+    from sdrt.export.pipeline import Pipeline
+    from sdrt.export.progress import Progress
+
+    whole_plan = Pipeline.plan
+
+    def build(preset, source, keep: Callable[[str], bool]) -> Path:
+        def some_packages(pipeline: Pipeline):
+            plan = whole_plan(pipeline)
+            plan.packages = {n: package for n, package in plan.packages.items() if keep(n)}
+            for index, stage in enumerate(plan.stages):
+                calls = tuple(call for call in stage.calls if keep(call.package))
+                plan.stages[index] = stage.model_copy(update={"calls": calls})
+            return plan
+
+        def request(out: Path) -> builder.Request:
+            blocks = ((0, preset.dit.num_layers),)
+            return builder.Request(preset, source, out, torch.device("cpu"), blocks)
+
+        def make(target: Path) -> None:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Pipeline, "plan", some_packages)
+                with Progress(Console(quiet=True), 0) as progress:
+                    builder.build(request(target), progress)
+
+        return engine_cache.get(request(Path("unused")), make)
+
+    return build

@@ -1,6 +1,7 @@
 """Streaming golden cases on the eager modules, through the session's own flows."""
 
 import pytest
+
 from sdrt.bench.eager import eager_session
 
 CASES = (
@@ -25,9 +26,10 @@ def test_block_ranges_change_nothing(golden_streams):
     """Reference: the DiT as one range; ``dit[0:1]`` and ``dit[1:3]`` must give the same bits."""
     name = "sdv2_stream_batch"
     preset, source = golden_streams.preset(name), golden_streams.source(name)
-    with eager_session(preset, source) as whole, eager_session(
-        preset, source, ranges=[(0, 1), (1, 3)]
-    ) as split:
+    with (
+        eager_session(preset, source) as whole,
+        eager_session(preset, source, ranges=[(0, 1), (1, 3)]) as split,
+    ):
         names = [stage.spec.name for stage in split.stages.stages if stage.spec.phase == "steady"]
         assert {"dit[0:1]", "dit[1:3]"} <= set(names)
         assert golden_streams.errors(split, name) == golden_streams.errors(whole, name)
