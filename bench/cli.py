@@ -1,73 +1,260 @@
-"""``bench``: speed and fidelity of an engine directory on this machine."""
+"""``bench``: speed, latency, fidelity and where the time goes, by scenario."""
 
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-EngineOption = Annotated[Path, typer.Option("--engine", help="Engine directory.")]
-JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the figures to a file.")]
+# Everything heavy is imported where it is first needed: --help and refusals stay quick.
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+EngineOption = Annotated[
+    list[Path], typer.Option("--engine", help="Engine directory; once for each scenario.")
+]
+REGRESSED = 1
+REFUSED = 2
+
+
+@app.command("list")
+def list_scenarios() -> None:
+    """Show the scenarios and how their engines are built."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from sdrt.bench.scenarios import SCENARIOS, describe
+    from sdrt.engine.config import to_dict
+
+    columns = ("mode", "precision", "gates", "encoder", "decoder", "steps", "window_frames", "size")
+    view = Table("scenario", *(column.replace("_", " ") for column in columns))
+    for scenario in SCENARIOS.values():
+        description = describe(to_dict(scenario.resolve()))
+        view.add_row(scenario.name, *(str(description[column]) for column in columns))
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(view)
+    for scenario in SCENARIOS.values():
+        console.print(f"{scenario.name}: {scenario.build_command()}", soft_wrap=True)
 
 
 @app.command()
 def run(
     engine: EngineOption,
-    chunks: Annotated[int, typer.Option(help="AR steps to measure.", min=2)] = 200,
-    output: JsonOption = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Scenarios; by default those that the engines were built for."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("bench-results"),
+    quick: Annotated[bool, typer.Option("--quick", help="Few AR steps, no torch.compile.")] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Section to measure (cold, stream, paced, fidelity, overhead, baselines, roof); "
+            "once for each."
+        ),
+    ] = None,
 ) -> None:
-    """Measure steady FPS, chunk latency, stage times, allocations and memory."""
-    from sdrt.bench.speed import measure_speed
+    """Measure scenarios and write one result each; exit code 1 if a section failed."""
+    from sdrt.bench.run import FULL, QUICK, SECTIONS, Run
+    from sdrt.bench.scenarios import ScenarioError
+    from sdrt.engine.config import ConfigError
+    from sdrt.runtime.manifest import ManifestError
 
-    with _open(engine) as session:
-        result = {"speed": measure_speed(session, chunks)} | _header(session)
-    _show(result, output)
+    if unknown := set(only or ()) - set(SECTIONS):
+        _fail(f"--only {sorted(unknown)[0]}: unknown section; use one of {', '.join(SECTIONS)}")
+    sections = frozenset(only or SECTIONS)
+    effort = QUICK if quick else FULL
+    failed = False
+    try:
+        for name, directory in _pairs(names or [], engine):
+            runner = Run(directory, name, effort, sections, lambda line: print(line, flush=True))
+            result = runner.run()
+            failed |= bool(result["errors"])
+            _finish(result, out)
+    except (ManifestError, ScenarioError, ConfigError) as error:
+        _fail(str(error))
+    if failed:
+        raise typer.Exit(REGRESSED)
+
+
+def _pairs(names: list[str], engines: list[Path]) -> list[tuple[Any, Path]]:
+    """Return each scenario with the engine that was built for it."""
+    from sdrt.bench.scenarios import ScenarioError, find, identity
+    from sdrt.engine.config import to_dict
+    from sdrt.runtime.manifest import read_manifest
+
+    if not names:
+        return [(None, directory) for directory in engines]
+    built = {directory: identity(read_manifest(directory).preset) for directory in engines}
+    found = []
+    for name in names:
+        scenario = find(name)
+        wanted = identity(to_dict(scenario.resolve()))
+        fitting = [directory for directory, preset in built.items() if preset == wanted]
+        if not fitting and len(engines) > 1:
+            raise ScenarioError(
+                f"scenario {name}: no --engine was built for it; "
+                f"build it: {scenario.build_command()}"
+            )
+        found.append((scenario, (fitting or engines)[0]))
+    return found
+
+
+def _finish(result: dict[str, Any], out: Path) -> None:
+    """Write a result, show its speed and errors, and say in JSON where it is."""
+    from sdrt.bench.environment import device_slug
+
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{result['scenario']}--{device_slug(result['environment'])}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    for section, reasons in result["errors"].items():
+        for reason in reasons:
+            print(f"error: {section}: {reason}", file=sys.stderr)
+    fps = {
+        name: round(variant["summary"]["fps"], 2) for name, variant in result["variants"].items()
+    }
+    print(json.dumps({"scenario": result["scenario"], "fps": fps, "result": path.name}))
 
 
 @app.command()
-def fidelity(
-    engine: EngineOption,
-    chunks: Annotated[int, typer.Option(help="AR steps to compare.", min=1)] = 10,
-    output: JsonOption = None,
+def compare(
+    before: Annotated[Path, typer.Argument(help="Result to compare with, .json.")],
+    after: Annotated[Path, typer.Argument(help="Result that may have become slower, .json.")],
+    tolerance: Annotated[
+        float, typer.Option(help="Slow-down in per cent that is still accepted.", min=0)
+    ] = 5.0,
+    variant: Annotated[
+        str | None, typer.Option(help="graphs, packages, eager or compiled; else the engine's own.")
+    ] = None,
 ) -> None:
-    """Compare graphs with direct calls, and packages with the eager modules."""
-    from sdrt.bench.fidelity import measure_fidelity
+    """Compare two results of a scenario; exit code 1 if the second is slower than accepted."""
+    from rich.console import Console
+    from rich.table import Table
 
-    with _open(engine) as session:
-        result = {"fidelity": measure_fidelity(engine, session, chunks)} | _header(session)
-    _show(result, output)
+    from sdrt.bench.compare import CompareError
+    from sdrt.bench.compare import compare as compare_results
+
+    try:
+        found = compare_results(_read(before), _read(after), variant)
+    except CompareError as error:
+        _fail(str(error))
+    view = Table("per AR step", title=f"{found.variant}, medians", title_justify="left")
+    for column in ("before, ms", "after, ms", "ratio", "95 % interval", "added, ms"):
+        view.add_column(column, justify="right")
+    for change in found.changes:
+        ratio = change.ratio
+        figures = (f"{change.before_ms:.3f}", f"{change.after_ms:.3f}", f"{ratio.value:.3f}")
+        interval = f"{ratio.low:.3f} to {ratio.high:.3f}"
+        view.add_row(change.name, *figures, interval, f"{change.added_ms:+.3f}")
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(view)
+    for note in found.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+    regressions = found.regressions(tolerance / 100)
+    if not regressions:
+        console.print(f"no slow-down beyond {tolerance:g} %")
+        return
+    names = ", ".join(change.name for change in regressions)
+    console.print(f"slower beyond {tolerance:g} %: {names}", soft_wrap=True)
+    if (culprit := found.culprit()) is not None:
+        console.print(
+            f"stage that added the most: {culprit.name} "
+            f"({culprit.added_ms:+.3f} ms, {100 * (culprit.ratio.value - 1):+.1f} %)",
+            soft_wrap=True,
+        )
+    raise typer.Exit(REGRESSED)
 
 
-def _open(engine: Path):
+@app.command()
+def report(
+    results: Annotated[
+        list[Path], typer.Argument(help="Results of bench run, .json, or folders of them.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for report.md, report.html and plots.")],
+    plots: Annotated[bool, typer.Option(help="Draw plots (needs matplotlib).")] = True,
+) -> None:
+    """Write results as Markdown and as one self-contained HTML page."""
+    from sdrt.bench.plots import PlotError
+    from sdrt.bench.report import write_report
+
+    try:
+        files = [file for path in results for file in (sorted(path.glob("*.json")) or [path])]
+        for path in write_report([_read(file) for file in files], out, plots):
+            print(f"wrote {path}")
+    except PlotError as error:
+        _fail(str(error))
+
+
+@app.command()
+def readme(
+    path: Annotated[Path, typer.Argument(help="README to change.")] = Path("README.md"),
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of results; those of the repository unless given.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; exit code 1 if the table is old.")
+    ] = False,
+) -> None:
+    """Put the table of results between the README's markers."""
+    from sdrt.bench.readme import RESULTS, ReadmeError, insert, load_results, table
+
+    try:
+        before = path.read_text()
+        after = insert(before, table(load_results(results or RESULTS)))
+    except (ReadmeError, OSError) as error:
+        _fail(str(error))
+    if check and before != after:
+        print(f"{path}: the table is not that of the results: run bench readme", file=sys.stderr)
+        raise typer.Exit(REGRESSED)
+    if not check:
+        path.write_text(after)
+
+
+@app.command()
+def profile(
+    engine: Annotated[Path, typer.Option("--engine", help="Engine directory.")],
+    out: Annotated[Path, typer.Option(help="Folder for the trace and its tables.")],
+    steps: Annotated[int, typer.Option(help="Steady AR steps to trace.", min=1)] = 3,
+) -> None:
+    """Trace steady AR steps: trace.json for Perfetto, kernels.json, and the kernels by stage."""
+    from rich.console import Console
+
+    from sdrt.bench.frames import ChunkSource
+    from sdrt.bench.launches import kernel_tables, trace_steps
     from sdrt.runtime.manifest import ManifestError
     from sdrt.runtime.session import Session
 
     try:
-        return Session.open(engine)
+        session = Session.open(engine)
     except ManifestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
+        _fail(str(error))
+    out.mkdir(parents=True, exist_ok=True)
+    with session:
+        stream = session.manifest.preset["stream"]
+        source = ChunkSource(stream["height"], stream["width"])
+        found = trace_steps(session, source, steps, out / "trace.json")
+    (out / "kernels.json").write_text(json.dumps(found, indent=1) + "\n")
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    for view in kernel_tables(found):
+        console.print(view)
+    console.print(f"wrote {out / 'trace.json'}: open it at ui.perfetto.dev", soft_wrap=True)
 
 
-def _header(session) -> dict[str, Any]:
-    """Return what a result must carry to be read later: engine, device, versions."""
-    manifest = session.manifest
-    return {
-        "preset": manifest.preset,
-        "synthetic_weights": manifest.weights.synthetic,
-        "device": manifest.device.model_dump(),
-        "versions": manifest.versions,
-        "sdrt": manifest.sdrt,
-    }
+def _read(path: Path) -> dict[str, Any]:
+    from sdrt.bench.run import SCHEMA
+
+    try:
+        result = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        _fail(f"{path}: not a result of bench run ({error})")
+    if not isinstance(result, dict) or result.get("schema") != SCHEMA:
+        _fail(f"{path}: not a result of this bench run (schema {SCHEMA}); measure it again")
+    return result
 
 
-def _show(result: dict[str, Any], output: Path | None) -> None:
-    figures = {name: result[name] for name in ("speed", "fidelity") if name in result}
-    typer.echo(json.dumps(figures, indent=1))
-    if output is not None:
-        output.write_text(json.dumps(result, indent=1) + "\n")
+def _fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    raise typer.Exit(REFUSED)
 
 
 def main() -> None:

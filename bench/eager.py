@@ -11,18 +11,20 @@ from sdrt.export.describe import describe
 from sdrt.export.pipeline import Pipeline
 from sdrt.export.plan import FlatModule, Plan
 from sdrt.export.weights import plan_weights
+from sdrt.kernels.dispatch import references
 from sdrt.runtime.manifest import PackageSpec, TextSpec, WeightsSpec
 from sdrt.runtime.session import Session
 
 
 class EagerProgram:
-    """A stage module behind the interface of a package."""
+    """A stage module behind the interface of a package; every op runs its plain reference."""
 
     def __init__(self, module: FlatModule) -> None:
         self._module = module
 
     def run(self, arguments: Sequence[Tensor]) -> None:
-        self._module(*arguments)
+        with references():
+            self._module(*arguments)
 
 
 def place_weights(

@@ -4,6 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+DISTINCT_CHUNKS = 8
+"""Input chunks that are repeated, so that making pictures takes no time while the clock runs."""
+
 
 def moving_frames(height: int, width: int, seed: int = 0) -> Iterator[np.ndarray]:
     """Yield endless uint8 RGB frames ``[H, W, 3]``: smooth noise that drifts, so motion is real."""
@@ -23,3 +26,27 @@ def chunks_for(session, seed: int = 0) -> Iterator[np.ndarray | None]:
     while True:
         count = session.chunk_frames()
         yield np.stack([next(frames) for _ in range(count)]) if count else None
+
+
+class ChunkSource:
+    """Chunks made before they are needed: the first one, then a few that are repeated."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self._frames = moving_frames(height, width)
+        self._made: dict[int, list[np.ndarray]] = {}
+        self._next = 0
+
+    def prepare(self, count: int) -> None:
+        """Make the chunks of ``count`` frames."""
+        if count and count not in self._made:
+            self._made[count] = [
+                np.stack([next(self._frames) for _ in range(count)]) for _ in range(DISTINCT_CHUNKS)
+            ]
+
+    def take(self, count: int) -> np.ndarray | None:
+        """Return a chunk of ``count`` frames; None for 0, text to video."""
+        if not count:
+            return None
+        self.prepare(count)
+        self._next += 1
+        return self._made[count][self._next % DISTINCT_CHUNKS]
