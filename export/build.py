@@ -6,12 +6,13 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from multiprocessing import get_context
+from dataclasses import asdict, dataclass, field
+from multiprocessing import active_children, get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,22 +20,33 @@ from sdrt.engine.config import Preset, to_dict
 from sdrt.engine.weights import Source
 from sdrt.export.describe import describe, describe_device, versions
 from sdrt.export.inductor import CompileError, options
+from sdrt.export.mixed import add_variant, check_addition
 from sdrt.export.pipeline import Pipeline
 from sdrt.export.plan import Plan
 from sdrt.export.progress import Progress
 from sdrt.export.store import write_text_encoder, write_weights
+from sdrt.export.tensorrt import PlanError, Settings
+from sdrt.export.tensorrt_build import BAKED_FOLDER, build_plans
+from sdrt.export.tensorrt_pipeline import make_pipeline
 from sdrt.export.trial import Trial, TrialError
 from sdrt.export.weights import plan_weights
 from sdrt.export.worker import compile_one, start_compiler
 from sdrt.runtime.manifest import (
+    MANIFEST_NAME,
+    Backend,
+    DeviceSpec,
     FileSpec,
     Manifest,
     PackageSpec,
     TextSpec,
     WeightsSpec,
     describe_file,
+    read_manifest,
     write_manifest,
 )
+
+KEY_NAME = "build.key"
+"""In a work folder: what the packages in it were built from."""
 
 
 class BuildError(ValueError):
@@ -55,11 +67,34 @@ class Request:
     """Replace an engine directory that is there."""
     jobs: int | None = None
     """Packages compiled at once; by default as many as cores and memory allow."""
+    backends: Mapping[str, Backend] = field(default_factory=dict)
+    """Stage -> backend; Inductor for all unless given."""
+    tensorrt: Settings = Settings()
+    """How TensorRT plans are built; with targets, ``device`` is only where weights convert."""
+    keep_onnx: bool = False
+    """Leave the ONNX files of the plans in the engine directory."""
+    add: bool = False
+    """Add a variant for another device to an engine directory that is there."""
+
+    def pipeline(self) -> Pipeline:
+        """Return the pipeline of the preset for these backends."""
+        kind = "cuda" if self.tensorrt.targets else self.device.type
+        return make_pipeline(self.preset, self.ranges, kind, self.backends, self.tensorrt.ring)
+
+    def machine(self) -> DeviceSpec:
+        """Return the device that is built for."""
+        targets = self.tensorrt.targets
+        if not targets or set(self.backends.values()) != {"tensorrt-rtx"}:
+            return describe_device(self.device)
+        name = ", ".join(targets)
+        return DeviceSpec(type="cuda", name=name, capability=None, driver=None, targets=targets)
 
 
-def default_folder(preset: Preset, device: torch.device) -> str:
+def default_folder(preset: Preset, device: torch.device, targets: Sequence[str] = ()) -> str:
     """Return the name of an engine directory: ``<preset>--<gpu>-sm90--bf16``."""
-    if device.type == "cpu":
+    if targets:
+        machine = "-".join(target.replace("_", "") for target in targets)
+    elif device.type == "cpu":
         machine = "cpu"
     else:
         name = torch.cuda.get_device_name(device).lower().removeprefix("nvidia ")
@@ -83,7 +118,7 @@ def parse_ranges(text: str | None, layers: int) -> tuple[tuple[int, int], ...]:
         ranges = ()
     ends = [end for part in ranges for end in part]
     starts = [0, *(part[-1] for part in ranges)]
-    fits = all(len(part) == 2 and part[0] < part[1] for part in ranges)
+    fits = ends and all(len(part) == 2 and part[0] < part[1] for part in ranges)
     if not fits or ends[::2] != starts[:-1] or ends[-1] != layers:
         raise BuildError(f"--ranges {text}: {rule}")
     return tuple((first, last) for first, last in ranges)
@@ -99,46 +134,39 @@ def build(request: Request, progress: Progress) -> Manifest:
         BuildError: the target is taken or not writable, or a package fails.
         WeightsError: the weights do not fit.
     """
-    if request.out.exists() and not request.force:
-        raise BuildError(f"{request.out}: exists already; use --force to build it again")
+    _check_target(request)
     if request.device.type == "cuda" and not torch.cuda.is_available():
         raise BuildError(
             "no CUDA device is here: packages for a GPU are built on it; or --device cpu"
         )
     partial = _open_partial(request)
-    pipeline = Pipeline(request.preset, request.ranges, request.device.type)
-    plan = pipeline.plan()
-    stored = _Background(lambda: _store(request, plan, partial))
-    try:
-        packages = _compile(request, plan, partial, progress)
-    finally:
-        stored.join()
+    plan = request.pipeline().plan()
+    stored = _background(lambda: _store(request, plan, partial))
+    packages = _compile(request, plan, partial, progress, stored)
     weights, text = stored.result()
-    manifest = describe(plan, request.preset, request.device, packages, weights, text)
+    packages |= _build_plans(request, plan, partial, progress)
+    packages = {name: packages[name] for name in plan.packages}
+    manifest = describe(plan, request.preset, request.machine(), packages, weights, text)
     write_manifest(partial, manifest)
+    _clean(partial)
+    if request.add:
+        return add_variant(partial, manifest, request.out)
     _install(partial, request.out)
     return manifest
 
 
-class _Background:
-    """Runs a function beside the compilation; its result or error is taken up later."""
+def _background(function: Callable[[], Any]) -> Future[Any]:
+    """Run a function beside the compilation, in a thread that does not hold up an exit."""
+    future: Future[Any] = Future()
 
-    def __init__(self, function) -> None:
-        self._future: Future = Future()
-        self._thread = threading.Thread(target=self._run, args=(function,), daemon=True)
-        self._thread.start()
-
-    def _run(self, function) -> None:
+    def run() -> None:
         try:
-            self._future.set_result(function())
+            future.set_result(function())
         except BaseException as error:  # handed over to whoever asks for the result
-            self._future.set_exception(error)
+            future.set_exception(error)
 
-    def join(self) -> None:
-        self._thread.join()
-
-    def result(self):
-        return self._future.result()
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def build_key(request: Request) -> str:
@@ -150,7 +178,9 @@ def build_key(request: Request) -> str:
             digest.update(path.read_bytes())
     facts = {
         "preset": to_dict(request.preset),
-        "device": describe_device(request.device).model_dump(),
+        "device": request.machine().model_dump(),
+        "backends": dict(request.backends),
+        "tensorrt": asdict(request.tensorrt),
         "versions": versions(),
         "options": options(request.device),
         "compiler": os.environ.get("CXX"),
@@ -159,16 +189,37 @@ def build_key(request: Request) -> str:
     return digest.hexdigest()
 
 
+def _check_target(request: Request) -> None:
+    """Refuse to replace an engine unasked, and anything that is no engine at all."""
+    out = request.out
+    if request.add:
+        return check_addition(out, request.preset, request.source.description, request.machine())
+    if not out.exists():
+        return
+    if not (out / MANIFEST_NAME).is_file():
+        raise BuildError(f"{out}: exists and is not an engine directory; choose another --out")
+    if not request.force:
+        raise BuildError(f"{out}: exists already; use --force to build it again")
+
+
 def _open_partial(request: Request) -> Path:
-    """Return the work folder; what another request left in it is removed."""
+    """Return the work folder; all that an interrupted build left in it are finished packages."""
     partial = request.out.with_name(request.out.name + ".partial")
     key = build_key(request)
-    key_file = partial / "build.key"
+    key_file = partial / KEY_NAME
     try:
-        if partial.exists() and not (key_file.is_file() and key_file.read_text() == key):
-            shutil.rmtree(partial)
-        (partial / "stages").mkdir(parents=True, exist_ok=True)
+        if partial.exists() and any(partial.iterdir()):
+            if not key_file.is_file():
+                raise BuildError(f"{partial}: in the way of the build, and not made by one")
+            for folder in ("weights", "text", BAKED_FOLDER):
+                shutil.rmtree(partial / folder, ignore_errors=True)
+            for path in (partial / "stages").glob("*.tmp.pt2"):
+                path.unlink()
+            if key_file.read_text() != key:
+                shutil.rmtree(partial)
+        partial.mkdir(parents=True, exist_ok=True)
         key_file.write_text(key)
+        (partial / "stages").mkdir(exist_ok=True)
     except OSError as error:
         raise BuildError(f"{request.out}: cannot be written ({error.strerror})") from None
     return partial
@@ -182,16 +233,49 @@ def _store(request: Request, plan: Plan, partial: Path) -> tuple[WeightsSpec, Te
         synthetic=source.synthetic,
         files=write_weights(partial, tensors),
     )
+    if plan.baked:
+        baked = plan_weights(plan, request.preset, source, request.device, baked=True)
+        write_weights(partial / BAKED_FOLDER, baked)
+    if request.add:  # the directory has one, and it is the same for every device
+        return weights, read_manifest(request.out).text
     return weights, write_text_encoder(partial, request.preset, source)
 
 
-def _compile(
+def _build_plans(
     request: Request, plan: Plan, partial: Path, progress: Progress
 ) -> dict[str, PackageSpec]:
-    """Compile what is missing, several packages at once, and try each one out."""
+    kind = "cuda" if request.tensorrt.targets else request.device.type
+    try:
+        return build_plans(
+            request.preset,
+            request.ranges,
+            kind,
+            request.backends,
+            plan,
+            partial,
+            request.tensorrt,
+            request.keep_onnx,
+            progress,
+        )
+    except PlanError as error:
+        raise BuildError(str(error)) from error
+
+
+def _compile(
+    request: Request, plan: Plan, partial: Path, progress: Progress, stored: Future
+) -> dict[str, PackageSpec]:
+    """Compile what is missing, several packages at once, and try each one out.
+
+    Args:
+        stored: the weights, on their way; when they fail, so does the build, at once.
+    """
     built: dict[str, PackageSpec] = {}
     missing = []
-    for name in plan.packages:
+    names = [name for name, planned in plan.packages.items() if planned.backend == "inductor"]
+    if not names:
+        stored.result()
+        return {}
+    for name in names:
         known = partial / "stages" / f"{name}.json"
         if known.is_file():
             built[name] = PackageSpec.model_validate_json(known.read_text())
@@ -202,7 +286,9 @@ def _compile(
     missing.sort(key=lambda name: len(plan.packages[name].arguments), reverse=True)
     jobs = min(request.jobs or _default_jobs(request.device), max(1, len(missing)))
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    arguments = (to_dict(request.preset), request.ranges, str(request.device), threads)
+    backends = dict(request.backends)
+    arguments = (to_dict(request.preset), request.ranges, str(request.device), threads, backends)
+    others = set(active_children())
     pool = ProcessPoolExecutor(
         jobs, get_context("spawn"), initializer=start_compiler, initargs=arguments
     )
@@ -213,18 +299,23 @@ def _compile(
             futures[pool.submit(compile_one, name, str(path))] = name
             progress.started(name)
         try:
-            for future in as_completed(futures):
+            for future in as_completed([stored, *futures]):
+                if future is stored:
+                    stored.result()
+                    continue
                 name = futures[future]
                 seconds = future.result()
                 built[name] = _accept(name, plan, partial, seconds, trial)
                 progress.finished(name, seconds)
-        except (CompileError, TrialError, BrokenProcessPool) as error:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
-            raise BuildError(_explain(error)) from error
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(active_children()) - others:
+                process.terminate()  # nobody waits for what it is compiling
+            if isinstance(error, (CompileError, TrialError, BrokenProcessPool)):
+                raise BuildError(_explain(error)) from error
             raise
-    return {name: built[name] for name in plan.packages}
+    stored.result()
+    return built
 
 
 def _accept(name: str, plan: Plan, partial: Path, seconds: float, trial: Trial) -> PackageSpec:
@@ -262,11 +353,15 @@ def _default_jobs(device: torch.device) -> int:
     return max(1, min(8, cores // 2)) if device.type == "cuda" else max(1, min(8, cores))
 
 
-def _install(partial: Path, out: Path) -> None:
-    """Put the finished directory in place; an old one stays until the new one is complete."""
-    (partial / "build.key").unlink()
+def _clean(partial: Path) -> None:
+    """Remove what only an interrupted build needs."""
+    (partial / KEY_NAME).unlink()
     for path in (partial / "stages").glob("*.json"):
         path.unlink()
+
+
+def _install(partial: Path, out: Path) -> None:
+    """Put the finished directory in place; an old one stays until the new one is complete."""
     retired = None
     if out.exists():
         retired = out.with_name(f"{out.name}.{time.time_ns()}.old")

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -43,6 +43,38 @@ def build_engines(
     ] = None,
     jobs: Annotated[int | None, typer.Option(help="Packages compiled at once.", min=1)] = None,
     force: Annotated[bool, typer.Option(help="Replace an engine directory that exists.")] = False,
+    backend: Annotated[
+        str, typer.Option(help="inductor, tensorrt (on the GPU it runs on) or tensorrt-rtx.")
+    ] = "inductor",
+    stage_backend: Annotated[
+        list[str] | None,
+        typer.Option("--stage-backend", help="Another one for a stage: vae_decoder=tensorrt."),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Cards to build tensorrt-rtx plans for, GPU or not: sm_89,sm_120."),
+    ] = None,
+    add: Annotated[
+        bool, typer.Option(help="Add the build to the engine directory, for another device.")
+    ] = False,
+    keep_onnx: Annotated[
+        bool, typer.Option(help="TensorRT: keep the ONNX files in the engine directory.")
+    ] = False,
+    explain: Annotated[
+        bool, typer.Option(help="TensorRT: print layers, fused attention, activation memory.")
+    ] = False,
+    optimization_level: Annotated[
+        int | None, typer.Option(help="TensorRT: 0 (quick build) to 5.", min=0, max=5)
+    ] = None,
+    aux_streams: Annotated[
+        int, typer.Option(help="TensorRT: extra streams of a plan; more need more memory.", min=0)
+    ] = 0,
+    workspace_mib: Annotated[
+        int | None, typer.Option(help="TensorRT: most scratch memory of a layer.", min=1)
+    ] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="TensorRT (not RTX): file that keeps kernel timings.")
+    ] = None,
     print_config: Annotated[
         bool, typer.Option(help="Print the preset as resolved, and stop.")
     ] = False,
@@ -57,17 +89,30 @@ def build_engines(
             return
     except ConfigError as error:
         _fail(str(error))
-    _build(resolved, out, weights, component or [], ranges, device, jobs, force)
+    choice = (backend, stage_backend or [], target)
+    settings = {
+        "optimization_level": optimization_level,
+        "aux_streams": aux_streams,
+        "workspace_mib": workspace_mib,
+        "timing_cache": str(timing_cache) if timing_cache else None,
+    }
+    flags = (force, keep_onnx, add, explain)
+    _build(resolved, out, weights, component or [], ranges, device, jobs, choice, settings, flags)
 
 
-def _build(resolved, out, weights, component, ranges, device, jobs, force) -> None:
+def _build(
+    resolved, out, weights, component, ranges, device, jobs, choice, settings, flags
+) -> None:
     import torch
 
     from sdrt.engine.config import ConfigError
     from sdrt.engine.weights import WeightsError, open_source
+    from sdrt.export.backends import BackendError, choose_backends, choose_ring, choose_targets
     from sdrt.export.build import BuildError, Request, build, default_folder, parse_ranges
-    from sdrt.export.pipeline import Pipeline
+    from sdrt.export.mixed import MixedError
     from sdrt.export.progress import Progress
+    from sdrt.export.tensorrt import Settings
+    from sdrt.export.tensorrt_pipeline import default_ranges
 
     console = Console(soft_wrap=True)
     try:
@@ -75,28 +120,65 @@ def _build(resolved, out, weights, component, ranges, device, jobs, force) -> No
         spec = weights or ("bundled" if resolved.name == "tiny" else "default")
         source = open_source(spec, resolved, _components(component))
         blocks = parse_ranges(ranges, resolved.dit.num_layers)
+        force, keep_onnx, add, explain = flags
+        backends = choose_backends(resolved, *choice[:2])
+        targets = choose_targets(resolved, backends, choice[2], target)
+        plans = Settings(targets, ring=choose_ring(backends), **settings)
+        if ranges is None and backends["dit"] != "inductor":
+            blocks = default_ranges(resolved.dit.num_layers)
+        if choice[2] is not None:
+            target = torch.device("cpu")  # where weights are converted; nothing runs
         if target.type == "cuda" and not torch.cuda.is_available():
             raise BuildError(
                 "no CUDA device is here: use --device cpu, or build on the GPU's machine"
             )
-        folder = out or Path("engines") / default_folder(resolved, target)
-        request = Request(resolved, source, folder, target, blocks, force, jobs)
-        packages = len(Pipeline(resolved, blocks, target.type).plan().packages)
-        console.print(f"building {folder} ({packages} packages, {target})")
+        folder = out or Path("engines") / default_folder(resolved, target, plans.targets)
+        request = Request(
+            resolved,
+            source,
+            folder,
+            target,
+            blocks,
+            force,
+            jobs,
+            backends=backends,
+            tensorrt=plans,
+            keep_onnx=keep_onnx,
+            add=add,
+        )
+        packages = len(request.pipeline().plan().packages)
+        console.print(f"building {folder} ({packages} packages, {request.machine().name})")
         with Progress(console, packages) as progress:
             manifest = build(request, progress)
             seconds = progress.seconds
-    except (ConfigError, WeightsError, BuildError) as error:
+    except (ConfigError, WeightsError, BuildError, BackendError, MixedError) as error:
         _fail(str(error))
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on where this one stopped")
         raise typer.Exit(130) from None
+    if explain:
+        _explain(console, folder, manifest)
     _print_table(console, manifest, seconds)
     if manifest.weights.synthetic:
         console.print(
             "the weights are synthetic: this engine is for benchmarks, its output is noise"
         )
     console.print(f"built {folder} in {seconds:.0f} s; run it: sdrun --engine {folder} …")
+
+
+def _explain(console: Console, folder: Path, manifest) -> None:
+    """Print what the TensorRT builder made of each plan."""
+    for variant in manifest.variants():
+        for name, package in variant.packages.items():
+            if package.engine is None:
+                continue
+            layers = (folder / package.file).with_suffix(".layers.txt").read_text().splitlines()
+            console.print(
+                f"{name}: {len(layers)} layers, {package.engine.fused_attentions} of them fused "
+                f"attention, {package.engine.activation_bytes / 1e6:.1f} MB of activations"
+            )
+            for layer in layers:
+                console.print(f"  {layer}", markup=False, highlight=False)
 
 
 def _print_table(console: Console, manifest, seconds: float) -> None:
@@ -116,10 +198,14 @@ def _device(name: str | None):
 
     from sdrt.export.build import BuildError
 
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(name)
     except RuntimeError:
-        raise BuildError(f"--device {name}: no such device; use cuda or cpu") from None
+        device = None
+    if device is None or device.type not in ("cuda", "cpu"):
+        raise BuildError(f"--device {name}: no such device; use cuda or cpu")
+    return device
 
 
 def _components(pairs: list[str]) -> dict[str, str]:
@@ -134,7 +220,7 @@ def _components(pairs: list[str]) -> dict[str, str]:
     return sources
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     for line in message.splitlines():
         print(f"error: {line}", file=sys.stderr)
     raise typer.Exit(2)

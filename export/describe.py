@@ -37,7 +37,7 @@ def describe_device(device: torch.device) -> DeviceSpec:
 def versions() -> dict[str, str]:
     """Return the versions that an engine depends on."""
     found = {"torch": torch.__version__, "cuda": torch.version.cuda or "none"}
-    for package in ("triton", "tensorrt"):
+    for package in ("triton", "tensorrt", "tensorrt_rtx", "onnx", "onnxscript"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -48,7 +48,7 @@ def versions() -> dict[str, str]:
 def describe(
     plan: Plan,
     preset: Preset,
-    device: torch.device,
+    device: torch.device | DeviceSpec,
     packages: Mapping[str, PackageSpec],
     weights: WeightsSpec,
     text: TextSpec,
@@ -58,7 +58,7 @@ def describe(
         schema_version=SCHEMA_VERSION,
         sdrt=VERSION,
         preset=to_dict(preset),
-        device=describe_device(device),
+        device=device if isinstance(device, DeviceSpec) else describe_device(device),
         versions=versions(),
         built=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         ops=(),

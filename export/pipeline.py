@@ -17,6 +17,9 @@ from sdrt.runtime.manifest import Call, Phase
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+SHIFTED = ("latent.steady", "noisy.steady", "timestep", "frame")
+"""What the stream batch's row shift reads."""
+
 
 class Pipeline:
     """Builds the plan of one preset."""
@@ -69,23 +72,16 @@ class Pipeline:
     def _stream_batch(self) -> None:
         builder, stream, steps = self.builder, self.preset.stream, self.steps
         first, steady = self.preset.first_chunk_latent_frames, stream.chunk_latent_frames
-        for phase, frames in (("first", first), ("steady", steady)):
-            self._encode(phase, frames)
+        self._encode("first", first)
+        self._encode("steady", steady)
 
         builder.buffer("frame", (1,), torch.int64, "state")
         builder.buffer("renoise.steady", (steps, steady, 16, *self.latent), torch.float32)
         builder.buffer("latent.steady", (steps, steady, 16, *self.latent), torch.float32, "state")
-        builder.package("shift", lambda: ShiftRows(steps))
-        shift = builder.call(
-            "shift",
-            ["latent.steady", "noisy.steady", "timestep", "frame"],
-            ["rows.latent"],
-            states="rows",
-        )
         rows = ("rows.latent", "rows.timestep", "rows.position")
         renoise = ("w:schedule.next_sigmas", "renoise.steady")
         for phase in ("filling", "steady"):
-            self._dit(phase, (shift,), rows, renoise, "latent.steady")
+            self._dit(phase, True, rows, renoise, "latent.steady")
         self._decode("steady", steady, f"latent.steady[{steps - 1}:{steps}]")
 
         builder.buffer("timestep.first", (1, 1), torch.float32)
@@ -93,7 +89,7 @@ class Pipeline:
         builder.buffer("position.first", (1,), torch.int64)
         builder.buffer("renoise.first", (1, first, 16, *self.latent), torch.float32)
         inputs = ("noisy.first", "timestep.first", "position.first")
-        self._dit("first", (), inputs, ("next_sigma.first", "renoise.first"), "latent.first")
+        self._dit("first", False, inputs, ("next_sigma.first", "renoise.first"), "latent.first")
         self._decode("first", first, "latent.first")
 
     def _rollout(self) -> None:
@@ -106,9 +102,9 @@ class Pipeline:
         builder.buffer("frame", (1,), torch.int64, "state")
         inputs = ("noisy", "timestep", "frame")
         for phase in ("filling", "steady"):
-            self._dit(phase, (), inputs, ("next_sigma", "renoise"), "latent")
+            self._dit(phase, False, inputs, ("next_sigma", "renoise"), "latent")
             if self.preset.schedule.clean_pass:
-                self._dit(phase, (), inputs, None, "latent")
+                self._dit(phase, False, inputs, None, "latent")
         for phase in ("first", "steady"):
             self._decode(phase, frames, "latent")
 
@@ -117,9 +113,7 @@ class Pipeline:
         first, suffix = phase == "first", f".{phase}"
         size = (stream.height, stream.width)
         signed = preset.encoder == "wan-vae"
-        # The Wan VAE encodes the very first frame alone. TAEHV has no such frame: whole groups of
-        # four keep its output, whose first three frames are dropped, on the input's frames.
-        frames = 4 * latent_frames - 3 if first and signed else 4 * latent_frames
+        frames = self._input_frames(phase, latent_frames)
         scale = preset.schedule.noise_scale
         assert scale is not None
         builder.buffer(f"frames{suffix}", (frames, *size, 3), torch.uint8)
@@ -131,16 +125,11 @@ class Pipeline:
                 MotionNoise(scale, preset.schedule.num_train_timesteps, *size, first=first),
             ),
         )
-
-        def encoder() -> StageModule:
-            if preset.encoder == "wan-vae":
-                inner = WanVaeEncoder(preset.wan_vae, *size, frames, first)
-            else:
-                inner = TaehvEncoder(preset.taehv, *size, frames, first)
-            return LatentEncoder(inner, preset.latents.normalise_encoder)
-
         name = "vae_encoder" if preset.encoder == "wan-vae" else "taehv_encoder"
-        builder.package(f"{name}{suffix}", encoder)
+        builder.package(
+            f"{name}{suffix}",
+            lambda: LatentEncoder(self._encoder(frames, first), preset.latents.normalise_encoder),
+        )
         builder.package(f"mix_noise{suffix}", MixNoise)
         pixels, latents = f"pixels_in{suffix}", f"latents_in{suffix}"
         calls = [
@@ -161,20 +150,37 @@ class Pipeline:
         ]
         builder.stage(name, "encode", phase, calls)
 
+    def _input_frames(self, phase: Phase, latent_frames: int) -> int:
+        """Return the frames that an encoder makes ``latent_frames`` of.
+
+        The Wan VAE encodes the very first frame alone. TAEHV has no such frame: whole groups of
+        four keep its output, whose first three frames are dropped, on the input's frames.
+        """
+        alone = phase == "first" and self.preset.encoder == "wan-vae"
+        return 4 * latent_frames - 3 if alone else 4 * latent_frames
+
+    def _encoder(self, frames: int, first: bool) -> StageModule:
+        preset, stream = self.preset, self.preset.stream
+        if preset.encoder == "wan-vae":
+            return WanVaeEncoder(preset.wan_vae, stream.height, stream.width, frames, first)
+        return TaehvEncoder(preset.taehv, stream.height, stream.width, frames, first)
+
+    def _decoder(self, latent_frames: int, first: bool) -> StageModule:
+        preset, size = self.preset, (self.preset.stream.height, self.preset.stream.width)
+        if preset.decoder == "wan-vae":
+            return WanVaeDecoder(preset.wan_vae, *size, latent_frames, first)
+        return TaehvDecoder(preset.taehv, *size, latent_frames, first)
+
     def _decode(self, phase: Phase, latent_frames: int, latent: str) -> None:
-        builder, preset, stream = self.builder, self.preset, self.preset.stream
+        builder, preset = self.builder, self.preset
         first, suffix = phase == "first", f".{phase}"
-        size = (stream.height, stream.width)
-
-        def decoder() -> StageModule:
-            if preset.decoder == "wan-vae":
-                inner = WanVaeDecoder(preset.wan_vae, *size, latent_frames, first)
-            else:
-                inner = TaehvDecoder(preset.taehv, *size, latent_frames, first)
-            return LatentDecoder(inner, preset.latents.denormalise_decoder)
-
         name = "vae_decoder" if preset.decoder == "wan-vae" else "taehv_decoder"
-        builder.package(f"{name}{suffix}", decoder)
+        builder.package(
+            f"{name}{suffix}",
+            lambda: LatentDecoder(
+                self._decoder(latent_frames, first), preset.latents.denormalise_decoder
+            ),
+        )
         builder.package(f"frames_out{suffix}", lambda: PixelsToFrames(preset.decoder == "wan-vae"))
         pixels = f"pixels_out{suffix}"
         calls = [
@@ -185,10 +191,14 @@ class Pipeline:
         ]
         builder.stage(name, "decode", phase, calls)
 
+    def _shift(self) -> Call:
+        self.builder.package("shift", lambda: ShiftRows(self.steps))
+        return self.builder.call("shift", SHIFTED, ["rows.latent"], states="rows")
+
     def _dit(
         self,
         phase: Phase,
-        before: Sequence[Call],
+        shifts: bool,
         inputs: tuple[str, str, str],
         renoise: tuple[str, str] | None,
         result: str,
@@ -196,13 +206,14 @@ class Pipeline:
         """Add the DiT ranges of one phase: embeddings, blocks, head and re-noising.
 
         Args:
-            before: calls that precede the first range.
+            shifts: the stream batch moves on by one row before the first range.
             inputs: latent, timestep and position buffers.
             renoise: next sigma and noise buffers; None for the clean pass, which only writes K/V.
             result: takes the latent at the next noise level.
         """
         builder, preset, stream = self.builder, self.preset, self.preset.stream
         schedule = preset.schedule
+        before = [self._shift()] if shifts else []
         dit, sink, window = preset.dit, preset.effective_sink_frames, stream.window_frames
         batch, frames = builder.plan.buffers[inputs[0]].shape[:2]
         shape = "first" if phase == "first" else "chunk"

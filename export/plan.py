@@ -1,6 +1,6 @@
 """A plan: the packages to compile, the buffers they share, and the stages that call them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -9,6 +9,8 @@ from torch.func import functional_call
 
 from sdrt.engine.stage import StageModule
 from sdrt.runtime.manifest import (
+    Backend,
+    BufferKind,
     BufferSpec,
     Call,
     Group,
@@ -32,6 +34,11 @@ class FlatModule(nn.Module):
         self.state_names = list(module.states("meta"))
         self.weight_names = list(module.state_dict())
 
+    @property
+    def stage(self) -> StageModule:
+        """The stage module itself."""
+        return self._hidden[0]
+
     def forward(self, *flat: Tensor) -> tuple[()]:
         """Run the module and write its results into the output arguments."""
         inputs, rest = flat[: self.inputs], flat[self.inputs :]
@@ -53,6 +60,11 @@ class PlannedPackage:
     arguments: tuple[TensorSpec, ...]
     results: tuple[Tensor, ...] = ()
     """What a call returns, on the meta device."""
+    backend: Backend = "inductor"
+    baked: dict[str, str] = field(default_factory=dict)
+    """Parameter -> weight that is part of the compiled file, not an argument (TensorRT's)."""
+    overwrites: frozenset[int] = frozenset()
+    """Outputs that lie where a call has an input too; a plan must not write there directly."""
 
 
 @dataclass
@@ -64,6 +76,8 @@ class Plan:
     stages: list[StageSpec] = field(default_factory=list)
     weights: dict[str, TensorSpec] = field(default_factory=dict)
     """Every weight that a call names, without the ``w:`` prefix."""
+    baked: dict[str, TensorSpec] = field(default_factory=dict)
+    """Every weight that is part of a compiled file."""
     tables: dict[str, Tensor] = field(default_factory=dict)
     """Those weights that the plan itself computes: schedule and rotary tables."""
 
@@ -81,7 +95,9 @@ class PlanBuilder:
         self.plan = Plan()
         self._dtype, self._channels_last_3d = dtype, channels_last_3d
 
-    def buffer(self, name: str, shape: Sequence[int], dtype: torch.dtype, kind: str = "io") -> str:
+    def buffer(
+        self, name: str, shape: Sequence[int], dtype: torch.dtype, kind: BufferKind = "io"
+    ) -> str:
         """Declare a buffer of the session; return its name."""
         self._declare(name, torch.empty(tuple(shape), dtype=dtype, device="meta"), kind)
         return name
@@ -92,7 +108,9 @@ class PlanBuilder:
         self.plan.weights[name] = spec_of(value)
         return name
 
-    def package(self, name: str, make: Callable[[], StageModule]) -> None:
+    def package(
+        self, name: str, make: Callable[[], StageModule], backend: Backend = "inductor"
+    ) -> None:
         """Add a package, unless it is there; its arguments are known after its first call."""
         if name in self.plan.packages:
             return
@@ -101,7 +119,7 @@ class PlanBuilder:
         module.eval().requires_grad_(False)
         for parameter in module.parameters():
             parameter.data = parameter.data.to(self._dtype)
-        self.plan.packages[name] = PlannedPackage(FlatModule(module, 0, 0), ())
+        self.plan.packages[name] = PlannedPackage(FlatModule(module, 0, 0), (), backend=backend)
 
     def call(
         self,
@@ -112,20 +130,22 @@ class PlanBuilder:
         states: str = "",
         state_rows: int | None = None,
         weights: str = "",
-        kind: str = "io",
+        kind: BufferKind = "io",
     ) -> Call:
         """Return a call of ``package``; declares the outputs and states that are new.
 
         Args:
             inputs: buffers, as ``name``, ``name[a:b]`` (rows) or ``w:table``.
             outputs: buffers that take the results, in order.
-            states: prefix of the state buffers' names.
+            states: prefix of the state buffers' names; none if the module's are whole names.
             state_rows: use only so many leading rows of state buffers declared before.
             weights: prefix of the weights' names.
             kind: of new output buffers.
         """
         planned = self.plan.packages[package]
-        module = planned.module._hidden[0]
+        module = planned.module.stage
+        is_plan = planned.backend != "inductor"
+        prefix = f"{states}." if states else ""
         state_tensors = module.states("meta")
         if not planned.arguments:
             keywords = {"states": state_tensors} if state_tensors else {}
@@ -136,13 +156,22 @@ class PlanBuilder:
             planned.results = as_tuple(results)
             planned.module = FlatModule(module, len(inputs), len(outputs))
         for name, result in zip(outputs, planned.results, strict=True):
-            self._declare(name, result, kind)
+            self._declare(name, result, kind, is_plan)
         rows = "" if state_rows is None else f"[0:{state_rows}]"
         for name, state in state_tensors.items():
             if state_rows is None:
-                self._declare(f"{states}.{name}", state, "state")
-        weight_names = [f"{weights}.{name}" for name in module.state_dict()]
-        for name, value in zip(weight_names, module.state_dict().values(), strict=True):
+                self._declare(f"{prefix}{name}", state, "state", is_plan)
+        if is_plan:
+            weight_names = []
+            prefixes: Mapping[str, str] = getattr(module, "weight_prefixes", {})
+            for name, value in module.state_dict().items():
+                if value.device.type == "meta":
+                    head, _, tail = name.partition(".")
+                    planned.baked[name] = weight = f"{prefixes.get(head, head)}.{tail}"
+                    self.plan.baked[weight] = self._weight_spec(value)
+        else:
+            weight_names = [f"{weights}.{name}" for name in module.state_dict()]
+        for name, value in zip(weight_names, module.state_dict().values(), strict=False):
             if value.device.type != "meta":
                 self.table(name, value)
             else:
@@ -150,9 +179,13 @@ class PlanBuilder:
         arguments = (
             *inputs,
             *outputs,
-            *(f"{states}.{name}{rows}" for name in state_tensors),
+            *(f"{prefix}{name}{rows}" for name in state_tensors),
             *(f"w:{name}" for name in weight_names),
         )
+        read = {split_rows(name)[0] for name in inputs}
+        planned.overwrites |= {
+            index for index, name in enumerate(outputs) if split_rows(name)[0] in read
+        }
         specs = tuple(self._spec(name) for name in arguments)
         planned.arguments = planned.arguments or specs
         assert planned.arguments == specs, f"{package} is called with different shapes"
@@ -162,10 +195,12 @@ class PlanBuilder:
         """Add a stage: calls that are captured and replayed together."""
         self.plan.stages.append(StageSpec(name=name, group=group, phase=phase, calls=tuple(calls)))
 
-    def _declare(self, name: str, meta: Tensor, kind: str) -> None:
+    def _declare(self, name: str, meta: Tensor, kind: BufferKind, is_plan: bool = False) -> None:
         layout = torch.contiguous_format
         if meta.ndim == 4 and meta.is_contiguous(memory_format=torch.channels_last):
             layout = torch.channels_last
+        if is_plan and not (meta.itemsize == 2 and meta.ndim == 4 and meta.shape[1] % 8 == 0):
+            layout = torch.contiguous_format  # TensorRT's channels-last format is HWC8, of 16 bits
         stride = torch.empty_like(meta, memory_format=layout).stride()
         spec = BufferSpec(
             shape=tuple(meta.shape), dtype=dtype_name(meta.dtype), stride=stride, kind=kind

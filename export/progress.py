@@ -25,6 +25,10 @@ class Progress:
     def started(self, name: str) -> None:
         """A package waits for a compiler or has one."""
 
+    def step(self, name: str, text: str) -> None:
+        """A package's builder is at a step of a phase, such as ``Compiling 3/7``."""
+        self._bars.update(self._all, description=f"{name}: {text}")
+
     def finished(self, name: str, seconds: float) -> None:
         """A package is compiled and has run."""
         self._bars.console.print(f"  {name}: compiled in {seconds:.1f} s")

@@ -26,7 +26,7 @@ SHARD_BYTES = 1 << 30
 def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> tuple[FileSpec, ...]:
     """Write tensors to ``weights/*.safetensors`` of an engine directory; return the files."""
     target = folder / "weights"
-    target.mkdir(exist_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
     shard: dict[str, Tensor] = {}
     size, files = 0, []
 

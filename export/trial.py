@@ -73,5 +73,6 @@ class Trial:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
+                process_group=0,  # an interrupt from the terminal is the builder's business
             )
         return self._process

@@ -12,25 +12,27 @@ from sdrt.export.plan import Plan
 
 
 def plan_weights(
-    plan: Plan, preset: Preset, source: Source, device: torch.device
+    plan: Plan, preset: Preset, source: Source, device: torch.device, baked: bool = False
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield every weight of a plan, one at a time: the checkpoint's, then the plan's tables.
 
     Args:
         device: where conversions run and tensors are yielded.
+        baked: yield the weights that become part of compiled files instead; they have no tables.
     Raises:
         WeightsError: the source lacks tensors or holds others.
     """
-    missing = set(plan.weights) - set(plan.tables)
-    for name, tensor in _converted(preset, source, device):
+    specs = plan.baked if baked else plan.weights
+    missing = set(specs) - set(plan.tables)
+    for name, tensor in _converted(preset, source, device) if missing else ():
         if name not in missing:
             continue  # the other half of an autoencoder, say
-        spec = plan.weights[name]
+        spec = specs[name]
         assert tuple(tensor.shape) == spec.shape, f"{name}: {tuple(tensor.shape)} != {spec.shape}"
         missing.remove(name)
         yield name, tensor.to(getattr(torch, spec.dtype))
     assert not missing, f"no conversion yields {sorted(missing)[:5]}"
-    for name, table in plan.tables.items():
+    for name, table in plan.tables.items() if not baked else ():
         yield name, table.to(device)
 
 

@@ -2,33 +2,43 @@
 
 import json
 import os
+import signal
 import sys
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from sdrt.engine.config import from_dict
 from sdrt.export.inductor import CompileError, compile_package, example_arguments
-from sdrt.export.pipeline import Pipeline
 from sdrt.export.plan import Plan
-from sdrt.runtime.manifest import TensorSpec
+from sdrt.export.tensorrt_pipeline import make_pipeline
+from sdrt.runtime.manifest import Backend, TensorSpec
 from sdrt.runtime.program import AotiProgram
 
 _plan: Plan | None = None
 _device = torch.device("cpu")
 
 
-def start_compiler(preset: dict, ranges: list[tuple[int, int]], device: str, threads: int) -> None:
+def start_compiler(
+    preset: dict,
+    ranges: Sequence[tuple[int, int]],
+    device: str,
+    threads: int,
+    backends: Mapping[str, Backend],
+) -> None:
     """Set up a pool process: it makes the plan once and then compiles packages by name."""
     global _plan, _device
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the builder gets it too, and ends this process
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     warnings.filterwarnings("ignore", category=FutureWarning)  # torch's own, once a package
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(threads))
     _device = torch.device(device)
     if _device.type == "cpu":
         torch.set_num_threads(1)
-    _plan = Pipeline(from_dict(preset), ranges, _device.type).plan()
+    _plan = make_pipeline(from_dict(preset), ranges, _device.type, backends).plan()
 
 
 def compile_one(name: str, path: str) -> float:
@@ -61,7 +71,8 @@ def try_packages() -> None:
         specs = tuple(TensorSpec.model_validate(spec) for spec in request["arguments"])
         error = None
         try:
-            program = AotiProgram(Path(request["path"]), -1 if device.type == "cpu" else 0)
+            index = -1 if device.type == "cpu" else device.index or 0
+            program = AotiProgram(Path(request["path"]), index)
             with torch.inference_mode():
                 program.run(example_arguments(specs, device))
                 if device.type == "cuda":

@@ -41,6 +41,7 @@ class Request:
     stats: Path | None
     device: str | None
     demo: bool
+    profile: Path | None = None
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -68,10 +69,14 @@ def sdrun(
     demo: Annotated[
         bool, typer.Option("--demo", help="Stream a sample clip through the built-in tiny model.")
     ] = False,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="File for a trace of a few steady AR steps, .json (for Perfetto)."),
+    ] = None,
 ) -> Request:
     """Stream video through an engine directory that build-engines made."""
     clip = None if input in (None, "none") else Path(input)
-    return Request(engine, clip, prompt, output, max_frames, seed, stats, device, demo)
+    return Request(engine, clip, prompt, output, max_frames, seed, stats, device, demo, profile)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -161,6 +166,8 @@ def _check(request: Request) -> tuple[Path, str]:
     check_output(request.output)
     if request.stats is not None:
         check_output(request.stats, ".json")
+    if request.profile is not None:
+        check_output(request.profile, ".json")
     if request.input is not None:
         check_input(request.input)
         if request.output.exists() and request.output.samefile(request.input):
@@ -184,6 +191,7 @@ def _stream_to_file(
     """Stream into the file, show the numbers, and return the exit code."""
     from sdrt.runtime.stats import LiveLine, StreamStats
     from sdrt.runtime.stream import stream_frames
+    from sdrt.runtime.trace import tracing
     from sdrt.runtime.video_writer import FrameWriter
 
     preset = session.manifest.preset
@@ -199,10 +207,12 @@ def _stream_to_file(
     writer = FrameWriter(output, width, preset["stream"]["height"], preset["stream"]["frame_rate"])
     interrupted = False
     try:
-        with writer, LiveLine(console) as live:
+        with writer, LiveLine(console) as live, tracing(session, request.profile) as trace:
             for made in stream_frames(session, pairs or frames, limit, stats):
                 writer.write(pairs.joined(made) if pairs else made)
                 live.update(stats)
+                if trace is not None:
+                    trace.step(stats.records[-1].phase == "steady")
     except KeyboardInterrupt:
         if not writer.frames:
             raise
@@ -211,6 +221,8 @@ def _stream_to_file(
     console.print(stats.table(memory))
     sides = ", input left, output right" if pairs else ""
     console.print(f"wrote {output}: {writer.frames} frames{sides}")
+    if trace is not None:
+        console.print(*trace.report(), sep="\n")
     if request.stats is not None:
         stats.write_json(request.stats, _report_header(session, request, interrupted), memory)
     return INTERRUPTED if interrupted else 0

@@ -2,15 +2,21 @@
 
 import hashlib
 import json
+import shlex
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 
+RTX_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
+"""What plans of tensorrt_rtx are built for and run on; not sm_90 or sm_100."""
+
 Phase = Literal["first", "filling", "steady", "any"]
+Backend = Literal["inductor", "tensorrt", "tensorrt-rtx"]
+BufferKind = Literal["io", "state", "prompt"]
 Group = Literal["prompt", "encode", "diffuse", "decode", "finalize"]
 
 
@@ -33,19 +39,44 @@ class TensorSpec(_Model):
 class BufferSpec(TensorSpec):
     """A tensor that the session allocates once, as zeros, at a fixed address."""
 
-    kind: Literal["io", "state", "prompt"]
+    kind: BufferKind
     """``state`` is cleared when a stream starts, ``prompt`` lives as long as the prompt."""
+
+
+class EngineSpec(_Model):
+    """What a TensorRT plan was built with and how its tensors meet the arguments."""
+
+    library: str
+    """``tensorrt`` or ``tensorrt_rtx``."""
+    version: str
+    targets: tuple[str, ...]
+    """Architectures, such as ``sm_89``, that a plan of ``tensorrt_rtx`` runs on."""
+    precision: str
+    graph_sha256: str
+    """Of the ONNX graph without its weights."""
+    weights_sha256: str
+    """Of the weights in the plan."""
+    flags: dict[str, int | str]
+    """Builder settings."""
+    addresses: tuple[tuple[str, int], ...]
+    """Tensor of the plan, index of the argument at whose address it lies."""
+    banks: tuple[tuple[str, int], ...]
+    """Output that is a state's new value, and the state's argument: it is copied there."""
+    activation_bytes: int
+    fused_attentions: int
 
 
 class PackageSpec(_Model):
     """One compiled callable: every tensor it touches is an argument, results included."""
 
-    backend: Literal["inductor"]
+    backend: Backend
     file: str
     sha256: str
     bytes: int
     build_s: float
     arguments: tuple[TensorSpec, ...]
+    engine: EngineSpec | None = None
+    """Of a TensorRT plan."""
 
 
 class Call(_Model):
@@ -79,6 +110,9 @@ class FileSpec(_Model):
 class DeviceSpec(_Model):
     """The device that the packages were compiled for."""
 
+    targets: tuple[str, ...] = ()
+    """With plans of ``tensorrt_rtx`` only: the architectures, such as ``sm_89``, they run on."""
+
     type: Literal["cuda", "cpu"]
     name: str
     capability: tuple[int, int] | None
@@ -100,6 +134,18 @@ class TextSpec(_Model):
     files: tuple[FileSpec, ...] = ()
 
 
+class Variant(_Model):
+    """What an engine directory holds for another device: all that differs between devices."""
+
+    device: DeviceSpec
+    versions: dict[str, str]
+    built: str
+    packages: dict[str, PackageSpec]
+    buffers: dict[str, BufferSpec]
+    stages: tuple[StageSpec, ...]
+    weights: WeightsSpec
+
+
 class Manifest(_Model):
     """Everything the runtime knows of an engine directory."""
 
@@ -117,10 +163,33 @@ class Manifest(_Model):
     stages: tuple[StageSpec, ...]
     weights: WeightsSpec
     text: TextSpec
+    others: tuple[Variant, ...] = ()
+    """The same for other devices (a mixed directory)."""
 
-    def rebuild_command(self) -> str:
-        """Return the command that makes this engine directory again on this machine."""
-        return f"build-engines --preset {self.preset['name']} --force"
+    def variants(self) -> "tuple[Manifest, ...]":
+        """Return one manifest a device that the directory was built for."""
+        own = {**dict(self), "others": ()}
+        return Manifest(**own), *(Manifest(**own | dict(other)) for other in self.others)
+
+    @model_validator(mode="after")
+    def _check_calls(self) -> Self:
+        """Refuse calls of packages, and names of buffers, that the manifest does not declare."""
+        for stage in self.stages:
+            for call in stage.calls:
+                package = self.packages.get(call.package)
+                if package is None or len(package.arguments) != len(call.arguments):
+                    raise ValueError(f"stage {stage.name} does not fit package {call.package}")
+                for argument in call.arguments:
+                    weight = argument.startswith("w:")
+                    if not weight and split_rows(argument)[0] not in self.buffers:
+                        raise ValueError(f"stage {stage.name} names no buffer: {argument}")
+        return self
+
+    def rebuild_command(self, directory: Path) -> str:
+        """Return the command that makes ``directory`` again on this machine."""
+        weights = " --weights synthetic" if self.weights.synthetic else ""
+        preset, out = self.preset.get("name", "NAME"), shlex.quote(str(directory))
+        return f"build-engines --preset {preset}{weights} --out {out} --force"
 
 
 def split_rows(argument: str) -> tuple[str, int | None, int | None]:

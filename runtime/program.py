@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sdrt.runtime.manifest import Manifest, ManifestError
+from sdrt.runtime.tensorrt import load_plans
 
 
 class Program(Protocol):
@@ -28,7 +29,7 @@ class AotiProgram:
     """
 
     def __init__(self, path: Path, device_index: int) -> None:
-        self._loader = torch._C._aoti.AOTIModelPackageLoader(
+        self._loader = torch._C._aoti.AOTIModelPackageLoader(  # pyright: ignore
             str(path), "model", True, 1, device_index
         )
 
@@ -37,7 +38,7 @@ class AotiProgram:
 
 
 def load_programs(directory: Path, manifest: Manifest, device: torch.device) -> dict[str, Program]:
-    """Load every package of an engine directory.
+    """Load every package and plan of an engine directory.
 
     Raises:
         ManifestError: a package cannot be loaded.
@@ -46,13 +47,18 @@ def load_programs(directory: Path, manifest: Manifest, device: torch.device) -> 
         importlib.import_module(module)
     index = -1 if device.type == "cpu" else (device.index or 0)
     programs: dict[str, Program] = {}
+    plans = {name: package for name, package in manifest.packages.items() if package.engine}
+    if plans:
+        programs |= load_plans(directory, plans, device)
     for name, package in manifest.packages.items():
+        if package.engine is not None:
+            continue
         try:
             programs[name] = AotiProgram(directory / package.file, index)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
             raise ManifestError(
                 f"{directory}: package {name} does not load ({reason}); "
-                f"rebuild it: {manifest.rebuild_command()}"
+                f"rebuild it: {manifest.rebuild_command(directory)}"
             ) from None
     return programs

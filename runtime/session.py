@@ -11,14 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdrt.runtime.checks import check_machine, verify_files
+from sdrt.runtime import profiler
+from sdrt.runtime.checks import verify_files
 from sdrt.runtime.flow import FLOWS, noise_filler
 from sdrt.runtime.manifest import Manifest, read_manifest
 from sdrt.runtime.program import Program, load_programs
 from sdrt.runtime.stage import Stage, StageTable
+from sdrt.runtime.tensorrt import keep_compiled
 from sdrt.runtime.tensors import allocate_buffers, load_weights
 from sdrt.runtime.text import HashedWords, TextEncoder, Umt5
 from sdrt.runtime.timing import Clock, make_clock
+from sdrt.runtime.variants import choose_variant
 
 IN_FLIGHT = 2
 """AR steps that may be submitted before the first of them is received."""
@@ -92,7 +95,8 @@ class Session:
         self._clocks: list[Clock] = [make_clock(device) for _ in range(HOST_SLOTS)]
         self._index = self._received = 0
         self._pending: dict[int, tuple[str | None, float]] = {}
-        self._prepared = False
+        self._prepared = self._closed = False
+        profiler.attach_if_wanted(self)
 
     @classmethod
     def open(cls, directory: Path | str, device: str | None = None) -> Self:
@@ -105,12 +109,14 @@ class Session:
         """
         directory = Path(directory)
         manifest = read_manifest(directory)
-        target = check_machine(directory, manifest, device)
-        with torch.inference_mode(), verify_files(directory, manifest):
+        target, manifest = choose_variant(directory, manifest, device)
+        with profiler.span("load"), torch.inference_mode(), verify_files(directory, manifest):
             weights = load_weights(directory, manifest, target)
             programs = load_programs(directory, manifest, target)
         with torch.inference_mode():
-            return cls(manifest, programs, weights, target, directory)
+            session = cls(manifest, programs, weights, target, directory)
+        keep_compiled(programs.values())
+        return session
 
     @property
     def takes_frames(self) -> bool:
@@ -137,7 +143,7 @@ class Session:
         """Start a stream: encode the prompt, clear every state, seed the noise.
 
         Raises:
-            SessionError: the prompt is empty.
+            SessionError: the prompt is empty, or the session closed.
         """
         self.set_prompt(prompt)
         self._synchronize()
@@ -156,8 +162,10 @@ class Session:
         """Change the prompt from the next AR step on; the stream goes on.
 
         Raises:
-            SessionError: the prompt is empty.
+            SessionError: the prompt is empty, or the session closed.
         """
+        if self._closed:
+            raise SessionError("the session is closed: open another one")
         if not prompt.strip():
             raise SessionError("the prompt is empty; give a text, such as --prompt 'neon discs'")
         with self._text_encoder() as encoder:
@@ -190,9 +198,7 @@ class Session:
             clock.mark("diffuse_ms")
             output = self.flow.decode(index)
             if output is not None:
-                self._frames_out[slot][: len(self.buffers[output])].copy_(
-                    self.buffers[output], non_blocking=True
-                )
+                self._stage_out(slot, output)
             clock.mark("decode_ms")
             self.flow.finalize(index)
             clock.mark("finalize_ms")
@@ -259,7 +265,7 @@ class Session:
     def close(self) -> None:
         """Wait for the device and free the session's tensors and graphs."""
         self._synchronize()
-        self._prepared = False
+        self._prepared, self._closed = False, True
         self.stages = StageTable([])
         self.buffers, self.weights = {}, {}
 
@@ -288,6 +294,8 @@ class Session:
         self._frames_out_numpy = [tensor.numpy() for tensor in self._frames_out]
 
     def _check_submit(self, frames: np.ndarray | Tensor | None) -> None:
+        if self._closed:
+            raise SessionError("the session is closed: open another one")
         if not self._prepared:
             raise SessionError("the session is not prepared: call prepare(prompt) first")
         if len(self._pending) >= IN_FLIGHT:
@@ -307,9 +315,17 @@ class Session:
     def _stage_in(self, slot: int, frames: np.ndarray | Tensor) -> None:
         """Copy the frames into pinned memory, and from there to the device without waiting."""
         host = self._frames_in[slot][: len(frames)]
-        host.copy_(torch.as_tensor(frames))
+        if isinstance(frames, np.ndarray):
+            host.numpy()[:] = frames  # takes any strides and memory that is read only
+        else:
+            host.copy_(frames)
         phase = "steady" if self._index else "first"
         self.buffers[f"frames.{phase}"].copy_(host, non_blocking=True)
+
+    def _stage_out(self, slot: int, output: str) -> None:
+        """Copy finished frames to pinned memory without waiting."""
+        frames = self.buffers[output]
+        self._frames_out[slot][: len(frames)].copy_(frames, non_blocking=True)
 
     def _last_frames(self) -> Tensor:
         count = self.flow.chunk_frames if self._index > 1 else self.flow.first_chunk_frames

@@ -1,10 +1,12 @@
 """A stage at run time: bound calls, captured as one CUDA graph and replayed."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sdrt.runtime import profiler
 from sdrt.runtime.manifest import Manifest, StageSpec
 from sdrt.runtime.program import Program
 from sdrt.runtime.tensors import bind, check_arguments
@@ -32,6 +34,11 @@ class Stage:
             self._calls.append((programs[call.package], arguments))
         self._graph: torch.cuda.CUDAGraph | None = None
 
+    @property
+    def captured(self) -> bool:
+        """Whether the stage is replayed as a graph."""
+        return self._graph is not None
+
     def run(self) -> None:
         """Run on the current stream: replay where captured, else call after call."""
         if self._graph is not None:
@@ -44,7 +51,7 @@ class Stage:
         for program, arguments in self._calls:
             program.run(arguments)
 
-    def capture(self, stream: torch.cuda.Stream, pool: tuple[int, int]) -> None:
+    def capture(self, stream: torch.cuda.Stream, pool: Any) -> None:
         """Warm up and capture on ``stream``; the states are left changed.
 
         Kernels load, and libraries make their plans, at the first launches: they must not fall
@@ -87,4 +94,5 @@ class StageTable:
         pool = torch.cuda.graph_pool_handle()
         for stage in self.stages:
             if stage.spec.group != "prompt":
-                stage.capture(stream, pool)
+                with profiler.span(f"capture {stage.spec.name} {stage.spec.phase}"):
+                    stage.capture(stream, pool)

@@ -51,7 +51,7 @@ def load_weights(directory: Path, manifest: Manifest, device: torch.device) -> d
             got = "missing" if found is None else f"{tuple(found.shape)} {found.dtype}"
             raise ManifestError(
                 f"{directory}: weight {name} is {got}, expected {spec.shape} {spec.dtype}; "
-                f"rebuild the engine: {manifest.rebuild_command()}"
+                f"rebuild the engine: {manifest.rebuild_command(directory)}"
             )
     return weights
 

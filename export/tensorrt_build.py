@@ -1,0 +1,158 @@
+"""Building the TensorRT plans of an engine directory, in a process that may crash."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+from sdrt.engine.config import Preset, to_dict
+from sdrt.export.plan import Plan
+from sdrt.export.progress import Progress
+from sdrt.export.tensorrt import PlanError, Settings
+from sdrt.runtime.manifest import Backend, EngineSpec, PackageSpec, describe_file
+
+BAKED_FOLDER = "baked"
+"""In a work folder: the weights that become part of plans."""
+
+
+class PlanWorker:
+    """A child process that builds plans one after another; it is started again after a crash."""
+
+    def __init__(self, setup: Mapping[str, Any]) -> None:
+        self._setup = setup
+        self._process: subprocess.Popen[str] | None = None
+
+    def build(self, name: str, known: str | None, progress: Progress) -> dict[str, Any]:
+        """Build one plan; return the child's last answer.
+
+        Args:
+            known: the weights' hash of a plan that is there already.
+        Raises:
+            PlanError: it failed, or took the process down.
+        """
+        process = self._start()
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(json.dumps({"name": name, "known": known}) + "\n")
+            process.stdin.flush()
+            while line := process.stdout.readline():
+                answer = json.loads(line)
+                if "progress" not in answer:
+                    break
+                progress.step(name, answer["progress"])
+            else:
+                answer = None
+        except BrokenPipeError:
+            answer = None
+        if answer is None:
+            code = process.wait()
+            self._process = None
+            raise PlanError(
+                f"plan {name}: the builder crashed (exit status {code}), most likely for want of "
+                "memory or by a fault of the library; try smaller --ranges or another version"
+            )
+        if "error" in answer:
+            raise PlanError(f"plan {name}: {answer['error']}")
+        return answer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+
+    def _start(self) -> subprocess.Popen[str]:
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "sdrt.export.tensorrt_worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                process_group=0,  # an interrupt from the terminal is the builder's business
+            )
+            assert self._process.stdin is not None
+            self._process.stdin.write(json.dumps(self._setup) + "\n")
+        return self._process
+
+
+def build_plans(
+    preset: Preset,
+    ranges: Sequence[tuple[int, int]],
+    device: str,
+    backends: Mapping[str, Backend],
+    plan: Plan,
+    partial: Path,
+    settings: Settings,
+    keep_onnx: bool,
+    progress: Progress,
+) -> dict[str, PackageSpec]:
+    """Build every TensorRT plan of an engine directory, one at a time.
+
+    A plan that an interrupted build left is taken over if its weights are the same.
+
+    Args:
+        partial: the work folder; the weights lie in its ``baked`` folder.
+        keep_onnx: leave the ONNX files in the engine directory.
+    Raises:
+        PlanError: a plan cannot be built.
+    """
+    names = [name for name, planned in plan.packages.items() if planned.backend != "inductor"]
+    if not names:
+        return {}
+    (partial / "onnx").mkdir(exist_ok=True)
+    setup = {
+        "preset": to_dict(preset),
+        "ranges": list(ranges),
+        "device": device,
+        "backends": dict(backends),
+        "settings": asdict(settings),
+        "folder": str(partial),
+        "weights": str(partial / BAKED_FOLDER / "weights"),
+    }
+    built: dict[str, PackageSpec] = {}
+    with PlanWorker(setup) as worker:
+        for name in names:
+            known = _known(partial, name)
+            if keep_onnx and not (partial / "onnx" / f"{name}.onnx").is_file():
+                known = None
+            progress.started(name)
+            digest = known.engine.weights_sha256 if known is not None and known.engine else None
+            answer = worker.build(name, digest, progress)
+            if known is not None and "known" in answer:
+                built[name] = known
+                progress.reused(name)
+                continue
+            built[name] = _describe(partial, name, plan, answer)
+            progress.finished(name, answer["seconds"])
+            if not keep_onnx:
+                for path in (partial / "onnx").glob(f"{name}.onnx*"):
+                    path.unlink()
+    if not keep_onnx:
+        shutil.rmtree(partial / "onnx")
+    shutil.rmtree(partial / BAKED_FOLDER)
+    return built
+
+
+def _known(partial: Path, name: str) -> PackageSpec | None:
+    path = partial / "stages" / f"{name}.json"
+    return PackageSpec.model_validate_json(path.read_text()) if path.is_file() else None
+
+
+def _describe(partial: Path, name: str, plan: Plan, answer: Mapping[str, Any]) -> PackageSpec:
+    """Describe a new plan; from now on an interrupted build keeps it."""
+    planned = plan.packages[name]
+    spec = PackageSpec(
+        backend=planned.backend,
+        **describe_file(partial, f"stages/{name}.plan").model_dump(),
+        build_s=round(answer["seconds"], 2),
+        arguments=planned.arguments,
+        engine=EngineSpec.model_validate(answer["engine"]),
+    )
+    (partial / "stages" / f"{name}.json").write_text(spec.model_dump_json())
+    return spec

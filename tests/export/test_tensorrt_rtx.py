@@ -1,0 +1,254 @@
+"""The real tensorrt_rtx, without a GPU: plans of the tiny preset, the builder's log, refusals."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+from sdrt.engine.config import load
+from sdrt.engine.stage import StageModule
+from sdrt.export.cli import app
+from sdrt.export.plan import PlanBuilder
+from sdrt.runtime import cli as sdrun
+from sdrt.runtime.manifest import Manifest, read_manifest
+from sdrt.runtime.session import Session
+
+for optional in ("tensorrt_rtx", "onnx", "onnxscript"):
+    pytest.importorskip(optional, reason="the extra `tensorrt-rtx` is not installed")
+
+from sdrt.export import tensorrt_build  # noqa: E402
+from sdrt.export.onnx_export import export_stage  # noqa: E402
+from sdrt.export.tensorrt import PlanError, Settings, build_plan, load_library  # noqa: E402
+from sdrt.export.tensorrt_build import PlanWorker  # noqa: E402
+
+TARGETS = ("sm_89", "sm_120")
+ARCHITECTURE_BITS = {"sm_89": 8, "sm_120": 16}
+"""In the mask at byte 32 of a plan (seen in plans of version 1.7.1, not documented)."""
+LAYERS = 8
+
+
+def run(*arguments: str):
+    """Run build-engines; return its result."""
+    return CliRunner().invoke(app, [*arguments], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory) -> Path:
+    """An engine directory of the preset tiny in bf16, all stages plans, with its ONNX files."""
+    folder = tmp_path_factory.mktemp("rtx") / "engine"
+    arguments = ["--set", "precision=bf16", "--backend", "tensorrt-rtx", "--out", str(folder)]
+    result = run(*arguments, "--target", ",".join(TARGETS), "--keep-onnx", "--explain")
+    assert result.exit_code == 0, result.output
+    (folder.parent / "output.txt").write_text(result.output)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def manifest(engine: Path) -> Manifest:
+    """The directory's manifest."""
+    return read_manifest(engine)
+
+
+def test_every_stage_is_a_plan_for_both_cards(engine: Path, manifest: Manifest):
+    """Reference: the header of each plan, and the stages of the preset."""
+    names = {stage.name for stage in manifest.stages}
+    assert names == {"prompt", "taehv_encoder", f"dit[0:{LAYERS}]", "taehv_decoder"}
+    assert manifest.device.targets == TARGETS
+    for name, package in manifest.packages.items():
+        assert package.backend == "tensorrt-rtx" and package.engine is not None
+        plan = (engine / package.file).read_bytes()
+        assert plan[:4] == b"vtrt", name
+        assert int.from_bytes(plan[32:36], "little") == sum(ARCHITECTURE_BITS.values()), name
+        spec = package.engine
+        assert spec.library == "tensorrt_rtx" and spec.targets == TARGETS
+        assert spec.version == manifest.versions["tensorrt_rtx"]
+        assert spec.precision == "bf16" and len(spec.graph_sha256) == len(spec.weights_sha256) == 64
+
+
+def test_attention_is_fused_and_memory_small(manifest: Manifest):
+    """Reference: the builder's own log. Unfused attention would show in both numbers."""
+    for phase in ("first", "chunk"):
+        spec = manifest.packages[f"dit_range.{phase}.0-{LAYERS}"].engine
+        assert spec is not None
+        assert spec.fused_attentions == 2 * LAYERS
+        assert 0 < spec.activation_bytes < 16e6
+        caches = [name for name, _ in spec.addresses if name.startswith("new.ring")]
+        assert len(caches) == 2 * LAYERS
+    for name, package in manifest.packages.items():
+        assert package.engine is not None
+        assert 0 < package.engine.activation_bytes < 64e6, name
+
+
+def test_caches_lie_where_they_were(manifest: Manifest):
+    """A K/V cache goes in and out at one address; other states come out in a bank."""
+    for package in manifest.packages.values():
+        spec = package.engine
+        assert spec is not None
+        indices = dict(spec.addresses)
+        for tensor, index in spec.addresses:
+            if tensor.startswith("new."):
+                assert indices["state." + tensor.removeprefix("new.")] == index
+        outputs = {index for name, index in spec.addresses if name.startswith("out.")}
+        inputs = {index for name, index in spec.addresses if not name.startswith(("out.", "new."))}
+        assert not outputs & inputs
+        assert not {index for _, index in spec.banks} & outputs
+
+
+def test_onnx_files_are_kept_on_request(engine: Path, manifest: Manifest):
+    """Each plan has its graph, with the weights beside it under their names."""
+    import onnx
+
+    names = set()
+    for name in manifest.packages:
+        model = onnx.load(engine / "onnx" / f"{name}.onnx", load_external_data=False)
+        assert model.opset_import[0].version == 24
+        names |= {tensor.name for tensor in model.graph.initializer}
+    parts = ("taehv.model.decoder.", "block.7.ffn.0.weight", "cross.0.kv.weight", "in.", "out.")
+    assert all(any(name.startswith(part) for name in names) for part in parts)
+
+
+def test_explain_prints_layers(engine: Path):
+    """Layers, fused attention and activation memory, from the builder's log."""
+    output = (engine.parent / "output.txt").read_text()
+    assert f"{2 * LAYERS} of them fused attention" in output
+    assert "_gemm_mha" in output and "MB of activations" in output
+
+
+def test_weights_are_in_the_plans_only(engine: Path):
+    """What is left in safetensors are the schedule's tables."""
+    files = list((engine / "weights").glob("*.safetensors"))
+    assert sum(path.stat().st_size for path in files) < 1e4
+
+
+def test_refusal_without_a_gpu(engine: Path, tmp_path: Path, capsys):
+    """One clear line from the library and from sdrun."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    expected = f"{engine}: built for sm_89, sm_120 (plans of tensorrt_rtx), but no CUDA device"
+    with pytest.raises(ValueError, match="no CUDA device is here") as caught:
+        Session.open(engine)
+    assert str(caught.value).startswith(expected) and "\n" not in str(caught.value)
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(b"")
+    code = sdrun.main(
+        ["--engine", str(engine), "--input", str(clip), "--prompt", "p"]
+        + ["--output", str(tmp_path / "out.mp4")]
+    )
+    assert code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--target", "sm_90"], "plans of tensorrt_rtx cannot run on it"),
+        ([], "no CUDA device is here to build TensorRT plans for: give --target"),
+        (["--target", "sm_75", "--set", "precision=bf16"], "it has no bf16"),
+        (
+            ["--target", "sm_89", "--stage-backend", "dit=inductor"],
+            "stage dit is built by ind",
+        ),
+        (["--stage-backend", "vae=tensorrt"], "this preset has taehv_encoder, dit, taehv_decoder"),
+        (["--stage-backend", "dit=tensorrt"], "choose one of them"),
+        (["--stage-backend", "dit=onnx"], "no such backend"),
+    ],
+)
+def test_requests_that_cannot_be_built(arguments: list[str], message: str, tmp_path: Path):
+    """One line that says what can."""
+    if torch.cuda.is_available() and not arguments:
+        pytest.skip("there is a GPU here")
+    result = run("--backend", "tensorrt-rtx", "--out", str(tmp_path / "engine"), *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr and result.stderr.count("\n") == 1
+    assert not (tmp_path / "engine").exists()
+
+
+def test_a_mixed_directory(engine: Path, tiny_engine: Path, tmp_path: Path):
+    """Plans added to packages: the packages still run here, the plans wait for their card."""
+    folder = Path(shutil.copytree(tiny_engine, tmp_path / "engine"))
+    added = ["--backend", "tensorrt-rtx", "--target", "sm_89", "--add", "--out", str(folder)]
+    result = run(*added)
+    assert result.exit_code == 0, result.output
+    packages, plans = read_manifest(folder).variants()
+    assert {package.backend for package in plans.packages.values()} == {"tensorrt-rtx"}
+    assert plans.device.targets == ("sm_89",)
+    for package in plans.packages.values():
+        assert (folder / package.file).stat().st_size == package.bytes
+    with Session.open(folder) as session:
+        assert session.manifest.packages == packages.packages
+    again = run(*added)
+    assert again.exit_code == 2 and "is built for sm_89 already" in again.stderr
+    other = run(*added, "--set", "stream.window_frames=7")
+    assert other.exit_code == 2 and "other settings" in other.stderr
+
+
+def test_a_crash_of_the_builder_is_an_error_message(monkeypatch, tmp_path: Path):
+    """A process that dies answers nothing; the next plan gets a new one."""
+    crashing = tmp_path / "python"
+    crashing.write_text("#!/bin/sh\nread line\nkill -SEGV $$\n")
+    crashing.chmod(0o755)
+    monkeypatch.setattr(tensorrt_build.sys, "executable", str(crashing))
+    with PlanWorker({}) as worker:
+        for _ in range(2):
+            with pytest.raises(PlanError, match=r"plan dit: .* crashed \(exit status -11\)"):
+                worker.build("dit", None, None)  # type: ignore[arg-type]
+    monkeypatch.setattr(tensorrt_build.sys, "executable", sys.executable)
+
+
+class Doubles(StageModule):
+    """Two times its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2
+
+
+def exported(tmp_path: Path):
+    """Return a small stage and the path of its ONNX file."""
+    builder = PlanBuilder(torch.float32, channels_last_3d=False)
+    builder.buffer("x", (4,), torch.float32)
+    builder.package("doubles", Doubles, "tensorrt-rtx")
+    builder.call("doubles", ["x"], ["y"])
+    stage = export_stage(builder.plan.packages["doubles"], {})
+    stage.save(tmp_path / "doubles.onnx")
+    return stage, tmp_path / "doubles.onnx"
+
+
+def test_unfused_attention_is_refused(tmp_path: Path, monkeypatch):
+    """A plan with fewer fused attention layers than the graph has is not accepted."""
+    stage, path = exported(tmp_path)
+    monkeypatch.setattr(type(stage), "attentions", 2)
+    with pytest.raises(PlanError, match="0 of 2 attention layers are fused"):
+        build_plan(load_library("tensorrt-rtx"), stage, path, Settings(TARGETS))
+
+
+def test_settings_and_progress(tmp_path: Path):
+    """The builder takes every setting, and reports the steps of its phases."""
+    stage, path = exported(tmp_path)
+    settings = Settings(TARGETS, optimization_level=1, aux_streams=1, workspace_mib=64)
+    steps: list[tuple[str, int, int]] = []
+    plan, report = build_plan(
+        load_library("tensorrt-rtx"), stage, path, settings, lambda *step: steps.append(step)
+    )
+    assert len(plan) > 0 and report.layers
+    assert steps and all(0 < step <= count for _, step, count in steps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["sdv2-1.3b-480p", "sdv2-1.3b-480p-taehv"])
+def test_full_size_plans(preset: str, tmp_path: Path):
+    """The 1.3B DiT, the Wan VAE and TAEHV at 832x480: fused attention, memory within a budget."""
+    folder = tmp_path / "engine"
+    arguments = ["--preset", preset, "--weights", "synthetic", "--backend", "tensorrt-rtx"]
+    result = run(*arguments, "--target", ",".join(TARGETS), "--out", str(folder))
+    assert result.exit_code == 0, result.output
+    for name, package in read_manifest(folder).packages.items():
+        spec = package.engine
+        assert spec is not None
+        if name.startswith("dit_range"):
+            assert spec.fused_attentions == 20 and spec.activation_bytes < 300e6
+        assert spec.activation_bytes < 4e9
+    assert load(preset).dit.num_layers == 30
