@@ -1,6 +1,7 @@
 """The causal Wan DiT, cut into modules for export: embeddings, one block, head and text side."""
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +62,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
 
 class DitIn(StageModule):
     """Everything of one DiT pass that comes before the blocks."""
+
+    plane_cos: Tensor
+    plane_sin: Tensor
+    frame_frequencies: Tensor
+    time_frequencies: Tensor
 
     def __init__(
         self, config: DitConfig, height: int, width: int, frames: int, window: int, sink: int
@@ -245,7 +251,8 @@ class DitBlock(StageModule):
         x = x + cross.o(out.view_as(x))
 
         hidden = modulated_norm(x, shift2, scale2, eps)
-        hidden = linear_gelu(hidden, self.ffn[0].weight, self.ffn[0].bias)
+        up = cast(nn.Linear, self.ffn[0])
+        hidden = linear_gelu(hidden, up.weight, up.bias)
         return gated(x, self.ffn[2](hidden), gate2)
 
     def attend_ring(
@@ -330,6 +337,9 @@ class DitHead(nn.Module):
 class DitOut(StageModule):
     """Head, flow to x0, and re-noising to the next denoise step."""
 
+    sigmas: Tensor
+    timesteps: Tensor
+
     def __init__(
         self, config: DitConfig, height: int, width: int, shift: float, timesteps: int = 1000
     ) -> None:
@@ -372,7 +382,8 @@ class TextEmbedding(StageModule):
 
     def forward(self, prompt_embeds: Tensor) -> Tensor:
         """Return the context ``[1, text_len, dim]`` of float32 ``[1, text_len, text_dim]``."""
-        return self.text_embedding(prompt_embeds.to(self.text_embedding[0].weight.dtype))
+        first = cast(nn.Linear, self.text_embedding[0])
+        return self.text_embedding(prompt_embeds.to(first.weight.dtype))
 
 
 class CrossKV(StageModule):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -61,10 +62,11 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, states: dict[str, Tensor]) -> Tensor:
         """Map ``[T, C, H, W]`` to ``[T, O, H, W]``."""
         layers = self.residual
-        first, second = layers["2"], layers["6"]
-        y = first.convolve(first.normed_taps(x, layers["0"].gamma, states))
+        norm1, norm2 = cast(RmsNorm, layers["0"]), cast(RmsNorm, layers["3"])
+        first, second = cast(CausalConv, layers["2"]), cast(CausalConv, layers["6"])
+        y = first.convolve(first.normed_taps(x, norm1.gamma, states))
         # The first convolution's bias is added where the second's norm reads its result.
-        y = second.normed_taps(y, layers["3"].gamma, states, first.bias)
+        y = second.normed_taps(y, norm2.gamma, states, first.bias)
         y = second.convolve(y, second.bias)
         return y + (x if self.shortcut is None else self.shortcut(x))
 

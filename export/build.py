@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from multiprocessing import active_children, get_context
@@ -297,16 +297,20 @@ def _compile(
         for name in missing:
             path = partial / "stages" / f"{name}.pt2"
             futures[pool.submit(compile_one, name, str(path))] = name
-            progress.started(name)
+        pending = {stored, *futures}
         try:
-            for future in as_completed([stored, *futures]):
-                if future is stored:
-                    stored.result()
-                    continue
-                name = futures[future]
-                seconds = future.result()
-                built[name] = _accept(name, plan, partial, seconds, trial)
-                progress.finished(name, seconds)
+            while pending:
+                done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+                for future in pending & futures.keys():
+                    if future.running():
+                        progress.started(futures[future])
+                for future in done:
+                    if future is stored:
+                        stored.result()
+                        continue
+                    name, seconds = futures[future], future.result()
+                    built[name] = _accept(name, plan, partial, seconds, trial)
+                    progress.finished(name, seconds)
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in set(active_children()) - others:

@@ -101,7 +101,7 @@ def _convolution_formats(device: torch.device) -> Iterator[None]:
         return
     original = torch._C._conv_determine_backend_memory_format
 
-    def chosen(x: Tensor, weight: Tensor, backend: object) -> torch.memory_format:
+    def chosen(x: Tensor, weight: Tensor, backend: "torch._C.ConvBackend") -> torch.memory_format:
         layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
         if layout and (
             x.is_contiguous(memory_format=layout) or weight.is_contiguous(memory_format=layout)

@@ -1,10 +1,10 @@
-"""What a build shows: a bar per compiling package, a line per finished one, a closing table."""
+"""What a build shows: a bar a compiling package with its time, and a line a finished one."""
 
 import time
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
 
@@ -15,15 +15,19 @@ class Progress:
         self._bars = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
             console=console,
         )
-        self._all = self._bars.add_task("packages", total=total)
+        self._total, self._done = total, 0
+        self._all = self._bars.add_task("packages", total=total, count=f"0/{total}")
+        self._running: dict[str, TaskID] = {}
         self._began = time.perf_counter()
 
     def started(self, name: str) -> None:
-        """A package waits for a compiler or has one."""
+        """A package is being compiled; may be said again."""
+        if name not in self._running:
+            self._running[name] = self._bars.add_task(f"  {name}", total=None, count="")
 
     def step(self, name: str, text: str) -> None:
         """A package's builder is at a step of a phase, such as ``Compiling 3/7``."""
@@ -31,13 +35,19 @@ class Progress:
 
     def finished(self, name: str, seconds: float) -> None:
         """A package is compiled and has run."""
+        if name in self._running:
+            self._bars.remove_task(self._running.pop(name))
         self._bars.console.print(f"  {name}: compiled in {seconds:.1f} s")
-        self._bars.advance(self._all)
+        self._advance()
 
     def reused(self, name: str) -> None:
         """A package of an interrupted build is taken over."""
         self._bars.console.print(f"  {name}: taken over from the interrupted build")
-        self._bars.advance(self._all)
+        self._advance()
+
+    def _advance(self) -> None:
+        self._done += 1
+        self._bars.update(self._all, advance=1, count=f"{self._done}/{self._total}")
 
     @property
     def seconds(self) -> float:

@@ -205,7 +205,7 @@ def _stream_to_file(
     stats = StreamStats()
     width = preset["stream"]["width"] * (2 if pairs else 1)
     writer = FrameWriter(output, width, preset["stream"]["height"], preset["stream"]["frame_rate"])
-    interrupted = False
+    interrupted, trace = False, None
     try:
         with writer, LiveLine(console) as live, tracing(session, request.profile) as trace:
             for made in stream_frames(session, pairs or frames, limit, stats):

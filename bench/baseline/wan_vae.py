@@ -162,7 +162,7 @@ class Coder(nn.Module):
     def forward(self, x: Tensor, caches: Caches) -> Tensor:
         x = self.conv1(x, caches)
         for part in list(self.children())[1:-1]:
-            for layer in part:
+            for layer in part.children():
                 x = layer(x, caches)
         norm, silu, conv = self.head
         return conv(silu(norm(x)), caches)

@@ -26,15 +26,15 @@ def main() -> None:
         norms = draw(heads * WIDTH), draw(heads * WIDTH)
         angle = draw(batch, length, WIDTH // 2, dtype=torch.float32)
         rows = torch.arange(batch * frames, device="cuda") * (window if frames == 1 else 1)
-        rings = [draw(batch * window, TOKENS, heads, WIDTH) for _ in range(2)]
+        k_ring, v_ring = (draw(batch * window, TOKENS, heads, WIDTH) for _ in range(2))
         arguments = (qkv, *norms, angle.cos(), angle.sin(), rows)
-        ours = qk_norm_rope(*arguments, *(ring.clone() for ring in rings), 1e-6)
+        ours = qk_norm_rope(*arguments, k_ring.clone(), v_ring.clone(), 1e-6)
         with references():
-            plain = qk_norm_rope(*arguments, *(ring.clone() for ring in rings), 1e-6)
+            plain = qk_norm_rope(*arguments, k_ring.clone(), v_ring.clone(), 1e-6)
         error = float((ours.float() - plain.float()).norm() / plain.float().norm())
         assert error < 1e-2, error
 
-        run = partial(qk_norm_rope, *arguments, *rings, 1e-6)
+        run = partial(qk_norm_rope, *arguments, k_ring, v_ring, 1e-6)
         report(name, graph_us(run), 2 * qkv.nbytes, roof)
         with references():
             report(f"  plain: {name}", graph_us(run), 2 * qkv.nbytes, roof)

@@ -74,6 +74,7 @@ def test_energy_is_the_counters_difference(nvml) -> None:
     with sampler:
         time.sleep(0.25)
     elapsed = time.perf_counter() - begin
+    assert sampler.joules is not None
     assert 300 * 0.25 <= sampler.joules <= 300 * elapsed
     assert sampler.samples and sampler.samples[0]["power_w"] == 300.0
 

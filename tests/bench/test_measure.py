@@ -28,8 +28,8 @@ class FakeStream:
     def chunk_frames(self) -> int:
         return 4 if self.submitted else 5
 
-    def submit(self, frames=None) -> None:
-        assert frames.shape == (self.chunk_frames(), 16, 16, 3)
+    def submit(self, frames: np.ndarray | None = None) -> None:
+        assert frames is not None and frames.shape == (self.chunk_frames(), 16, 16, 3)
         self.submitted += 1
         self.most_in_flight = max(self.most_in_flight, self.submitted - self.received)
 

@@ -1,5 +1,7 @@
 """``qk_norm_rope``: against complex rotation in float64, and the kernel against the reference."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -35,11 +37,11 @@ def _inputs(shape, dtype, device):
     )
 
 
-def _clone(arguments):
+def _clone(arguments) -> list[Any]:
     return [a.clone() if isinstance(a, torch.Tensor) else a for a in arguments]
 
 
-def _widened(arguments):
+def _widened(arguments) -> list[Any]:
     half = (torch.bfloat16, torch.float16)
     return [
         a.float() if isinstance(a, torch.Tensor) and a.dtype in half else a

@@ -175,7 +175,6 @@ def test_nvtx_needs_no_package() -> None:
     assert emitter is not None or not torch.cuda.is_available()
 
 
-@pytest.mark.slow
 def test_sdrun_writes_a_trace_and_a_table(tiny_engine, tmp_path, capsys) -> None:
     from PIL import Image
 
