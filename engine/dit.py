@@ -1,63 +1,16 @@
-"""The causal Wan DiT, cut into modules for export: embeddings, one block, head and text side."""
+"""The causal Wan DiT around its blocks: embeddings, head, text side."""
 
 import math
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdrt.engine.config import DitConfig
-from sdrt.engine.ring import (
-    queue_length,
-    refresh_slot,
-    ring_rows,
-    ring_slots,
-    valid_tokens,
-)
+from sdrt.engine.dit_block import modulated_norm
+from sdrt.engine.ring import ring_rows, ring_slots, valid_tokens
 from sdrt.engine.schedule import add_noise, flow_table, nearest_sigma
 from sdrt.engine.stage import StageModule
-from sdrt.kernels.linear_gelu import linear_gelu
-from sdrt.kernels.qk_norm_rope import qk_norm_rope, split_norm_rope
-
-
-class RMSNorm(nn.Module):
-    """RMS norm over the last dimension, computed in float32."""
-
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(dim))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        x32 = x.float()
-        x32 = x32 * torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + self.eps)
-        return (x32 * self.weight.float()).to(x.dtype)
-
-
-def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """Return ``norm(x) * (1 + scale) + shift`` in ``x``'s dtype, computed in float32.
-
-    Args:
-        x: ``[B, N, C]``; shift, scale: float32 ``[B, E, C]``, each for N / E tokens of ``x``.
-    """
-    normed = F.layer_norm(x.float(), (x.shape[-1],), eps=eps)
-    normed = normed.unflatten(1, (shift.shape[1], -1))
-    return (normed * (1 + scale.unsqueeze(2)) + shift.unsqueeze(2)).flatten(1, 2).to(x.dtype)
-
-
-def gated(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
-    """Return ``x + gate * update`` in ``x``'s dtype; ``gate`` is float32 ``[B, E, C]``."""
-    scaled = update.float().unflatten(1, (gate.shape[1], -1)) * gate.unsqueeze(2)
-    return (x.float() + scaled.flatten(1, 2)).to(x.dtype)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return softmax attention, heads merged: q ``[B, N, H, D]``, k and v ``[B, M, H, D]``."""
-    out = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask
-    )
-    return out.transpose(1, 2).flatten(2)
 
 
 class DitIn(StageModule):
@@ -152,171 +105,6 @@ class DitIn(StageModule):
         return joined.flatten(1, 2)
 
 
-class SelfAttention(nn.Module):
-    """Weights of the self-attention; q, k and v are one projection."""
-
-    def __init__(self, config: DitConfig) -> None:
-        super().__init__()
-        self.qkv = nn.Linear(config.dim, 3 * config.dim)
-        self.o = nn.Linear(config.dim, config.dim)
-        self.norm_q = RMSNorm(config.dim, config.eps)
-        self.norm_k = RMSNorm(config.dim, config.eps)
-
-
-class CrossAttention(nn.Module):
-    """Weights of the query side of the cross-attention."""
-
-    def __init__(self, config: DitConfig) -> None:
-        super().__init__()
-        self.q = nn.Linear(config.dim, config.dim)
-        self.o = nn.Linear(config.dim, config.dim)
-        self.norm_q = RMSNorm(config.dim, config.eps)
-
-
-class DitBlock(StageModule):
-    """One transformer block over the K/V ring; one compiled block serves every layer."""
-
-    def __init__(
-        self,
-        config: DitConfig,
-        batch: int,
-        tokens_per_frame: int,
-        window: int,
-        sink: int,
-        full: bool,
-        refresh_threshold: float = -1.0,
-    ) -> None:
-        """Build a block.
-
-        Args:
-            full: the window is full in every row, so attention needs no valid length.
-            refresh_threshold: adaptive sink; below 0 it is off and ring rows come from outside.
-        """
-        super().__init__()
-        self.config, self.batch, self.tokens = config, batch, tokens_per_frame
-        self.window, self.sink, self.full = window, sink, full
-        self.threshold = refresh_threshold
-        self.heads = (config.num_heads, config.head_dim)
-        dim = config.dim
-        self.modulation = nn.Parameter(torch.empty(1, 6, dim))
-        self.self_attn = SelfAttention(config)
-        self.norm3 = nn.LayerNorm(dim, eps=config.eps)
-        self.cross_attn = CrossAttention(config)
-        self.ffn = nn.Sequential(
-            nn.Linear(dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, dim)
-        )
-
-    def states(self, device: torch.device | str = "meta") -> dict[str, Tensor]:
-        """K and V rings ``[B*W, T, H, D]``; with an adaptive sink also its overwrite queue."""
-        config, dtype = self.config, self.modulation.dtype
-        shape = (self.batch * self.window, self.tokens, config.num_heads, config.head_dim)
-        states = {name: torch.zeros(shape, dtype=dtype, device=device) for name in ("k", "v")}
-        if self.threshold >= 0:
-            length = queue_length(self.window, self.batch)
-            integer = {"dtype": torch.int64, "device": device}
-            states["queue"] = torch.zeros(self.batch, length, **integer)
-            states["count"] = torch.zeros(self.batch, **integer)
-        return states
-
-    def forward(
-        self,
-        x: Tensor,
-        e0: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        rows: Tensor,
-        valid: Tensor,
-        position: Tensor,
-        cross_k: Tensor,
-        cross_v: Tensor,
-        *,
-        states: dict[str, Tensor],
-    ) -> Tensor:
-        """Return the residual stream after the block.
-
-        Args:
-            x, e0, cos, sin, rows, valid, position: as :class:`DitIn` takes and returns them.
-            cross_k, cross_v: ``[1, text_len, H, D]`` of :class:`CrossKV`.
-        """
-        eps = self.config.eps
-        shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.float() + e0).unbind(2)
-        qkv = self.self_attn.qkv(modulated_norm(x, shift1, scale1, eps))
-        out = self.attend_ring(qkv, cos, sin, rows, valid, position, states)
-        x = gated(x, self.self_attn.o(out), gate1)
-
-        # Every row sees the same text, so the rows are folded into one query sequence.
-        cross = self.cross_attn
-        q = cross.norm_q(cross.q(self.norm3(x))).unflatten(-1, self.heads)
-        out = self.attend_text(q.flatten(0, 1).unsqueeze(0), cross_k, cross_v)
-        x = x + cross.o(out.view_as(x))
-
-        hidden = modulated_norm(x, shift2, scale2, eps)
-        up = cast(nn.Linear, self.ffn[0])
-        hidden = linear_gelu(hidden, up.weight, up.bias)
-        return gated(x, self.ffn[2](hidden), gate2)
-
-    def attend_ring(
-        self,
-        qkv: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        rows: Tensor,
-        valid: Tensor,
-        position: Tensor,
-        states: dict[str, Tensor],
-    ) -> Tensor:
-        """Write the chunk's K and V into the ring, attend to what it holds: ``[B, N, dim]``.
-
-        Args:
-            qkv: ``[B, N, 3 dim]``, neither normalised nor rotated.
-        """
-        attn, eps = self.self_attn, self.config.eps
-        norms = (attn.norm_q.weight, attn.norm_k.weight)
-        if self.threshold < 0:
-            q = qk_norm_rope(qkv, *norms, cos, sin, rows, states["k"], states["v"], eps)
-        else:
-            q, k, v = split_norm_rope(qkv, *norms, cos, sin, self.heads, eps)
-            rows = self.refreshed_rows(k, v, position, states)
-            for name, new in (("k", k), ("v", v)):
-                states[name].index_copy_(0, rows, new.reshape(-1, self.tokens, *self.heads))
-        ring = (self.batch, self.window * self.tokens, *self.heads)
-        mask = None
-        if not self.full:
-            mask = torch.arange(ring[1], device=q.device) < valid.view(-1, 1, 1, 1)
-        return attention(q, states["k"].view(ring), states["v"].view(ring), mask)
-
-    def attend_text(self, q: Tensor, cross_k: Tensor, cross_v: Tensor) -> Tensor:
-        """Attend to the prompt with q ``[1, B*N, H, D]``; return ``[1, B*N, dim]``."""
-        return attention(q, cross_k, cross_v)
-
-    def refreshed_rows(
-        self, k: Tensor, v: Tensor, position: Tensor, states: dict[str, Tensor]
-    ) -> Tensor:
-        """Return the ring rows that the adaptive sink chooses for k and v ``[B, T, H, D]``."""
-        slot, queue, count = refresh_slot(
-            k,
-            v,
-            self.ring_frames(states["k"]),
-            self.ring_frames(states["v"]),
-            position,
-            states["queue"],
-            states["count"],
-            self.sink,
-            self.threshold,
-        )
-        states["queue"].copy_(queue)
-        states["count"].copy_(count)
-        return self.slot_rows(slot)
-
-    def ring_frames(self, ring: Tensor) -> Tensor:
-        """Return a ring as ``[B, W, T, H, D]``."""
-        return ring.view(self.batch, self.window, self.tokens, *self.heads)
-
-    def slot_rows(self, slot: Tensor) -> Tensor:
-        """Return slots ``[B, 1]`` as the ring's rows."""
-        return ring_rows(slot, self.window)
-
-
 class DitHead(nn.Module):
     """Modulated norm, projection and unpatchify: tokens to flow."""
 
@@ -384,21 +172,6 @@ class TextEmbedding(StageModule):
         """Return the context ``[1, text_len, dim]`` of float32 ``[1, text_len, text_dim]``."""
         first = cast(nn.Linear, self.text_embedding[0])
         return self.text_embedding(prompt_embeds.to(first.weight.dtype))
-
-
-class CrossKV(StageModule):
-    """Cross-attention keys and values of one layer: they depend on the prompt only."""
-
-    def __init__(self, config: DitConfig) -> None:
-        super().__init__()
-        self.heads = (config.num_heads, config.head_dim)
-        self.kv = nn.Linear(config.dim, 2 * config.dim)
-        self.norm_k = RMSNorm(config.dim, config.eps)
-
-    def forward(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Return k and v, ``[1, text_len, H, D]``."""
-        k, v = self.kv(context).chunk(2, dim=-1)
-        return self.norm_k(k).unflatten(-1, self.heads), v.unflatten(-1, self.heads)
 
 
 def rope_frequencies(pairs: int) -> Tensor:

@@ -8,14 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdrt.engine.dit import (
-    CrossKV,
-    DitBlock,
     DitIn,
     DitOut,
     TextEmbedding,
     rope_frequencies,
     sinusoid_frequencies,
 )
+from sdrt.engine.dit_block import CrossKV, DitBlock
 from sdrt.engine.ring import ring_slots
 from sdrt.engine.stage import StageModule
 from sdrt.engine.stream import ShiftRows

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from sdrt.engine.config import Preset
-from sdrt.engine.dit import CrossKV, DitBlock, DitIn, DitOut, TextEmbedding
+from sdrt.engine.dit import DitIn, DitOut, TextEmbedding
+from sdrt.engine.dit_block import CrossKV, DitBlock
 from sdrt.engine.frames import FramesToPixels, MotionNoise, PixelsToFrames
 from sdrt.engine.schedule import step_tables
 from sdrt.engine.stage import StageModule
