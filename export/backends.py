@@ -2,6 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -57,16 +58,19 @@ def choose_ring(backends: Mapping[str, Backend]) -> RingMode:
     """Return the best that the installed library can do with the K/V ring.
 
     Raises:
-        BackendError: TensorRT is wanted and not installed.
+        BackendError: TensorRT is wanted, and it or what exports to it is not installed.
     """
+    for backend in sorted({"tensorrt", "tensorrt-rtx"} & set(backends.values())):
+        needed = {"onnx": "onnx", "onnxscript": "onnxscript"}
+        needed[backend.replace("-", "_")] = backend
+        missing = [package for name, package in needed.items() if find_spec(name) is None]
+        if missing:
+            raise BackendError(
+                f"--backend {backend} needs {', '.join(missing)}: pip install 'sdrt[{backend}]'"
+            )
     if backends["dit"] != "tensorrt":
         return "length"
-    try:
-        version = importlib.metadata.version("tensorrt")
-    except importlib.metadata.PackageNotFoundError:
-        raise BackendError(
-            "--backend tensorrt needs the package tensorrt: pip install tensorrt"
-        ) from None
+    version = importlib.metadata.version("tensorrt")
     major, minor = (int(part) for part in version.split(".")[:2])
     if (major, minor) < (10, 15):
         return "copy"

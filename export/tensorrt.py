@@ -4,10 +4,12 @@ import importlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdrt.export.backends import RingMode
-from sdrt.export.onnx_export import OnnxStage
+
+if TYPE_CHECKING:  # needs the ONNX packages, which a build of packages does without
+    from sdrt.export.onnx_export import OnnxStage
 
 LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Backend -> Python package."""
@@ -80,7 +82,7 @@ def make_logger(trt: Any) -> Any:
 
 def build_plan(
     trt: Any,
-    stage: OnnxStage,
+    stage: "OnnxStage",
     onnx_path: Path,
     settings: Settings,
     on_progress: Any = None,
@@ -142,7 +144,7 @@ def _check_unused(logger: Any) -> None:
             raise PlanError(f"a part of the graph would be left out: {text.strip()}")
 
 
-def _check_caches(trt: Any, network: Any, stage: OnnxStage) -> None:
+def _check_caches(trt: Any, network: Any, stage: "OnnxStage") -> None:
     """Refuse a network that would copy K/V caches instead of updating them in place."""
     kind = getattr(trt.LayerType, "KV_CACHE_UPDATE", None)
     layers = (network.get_layer(index) for index in range(network.num_layers))
@@ -181,7 +183,7 @@ def _keep_timings(config: Any, settings: Settings) -> None:
         Path(settings.timing_cache).write_bytes(bytes(config.get_timing_cache().serialize()))
 
 
-def _set_formats(trt: Any, network: Any, stage: OnnxStage) -> None:
+def _set_formats(trt: Any, network: Any, stage: "OnnxStage") -> None:
     """Declare 4-D 16-bit tensors of whole groups of 8 channels channels-last, as they lie."""
     tensors = [network.get_input(i) for i in range(network.num_inputs)]
     tensors += [network.get_output(i) for i in range(network.num_outputs)]

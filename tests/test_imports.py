@@ -110,3 +110,16 @@ def test_asking_build_engines_needs_no_torch(command: str) -> None:
     done = subprocess.run([sys.executable, "-c", code, command], capture_output=True, text=True)
     assert done.stderr == "0 False\n"
     assert "--preset" in done.stdout or "name: tiny" in done.stdout
+
+
+def test_the_builder_does_without_optional_packages():
+    """Reference: an install without extras; blocked modules stand for missing ones."""
+    blocked = ["onnx", "onnx_ir", "onnxscript", "onnxruntime", "tensorrt", "tensorrt_rtx"]
+    blocked += ["matplotlib", "pynvml", "nvtx", "triton"]
+    modules = ["export.cli", "export.build", "export.worker", "export.pipeline"]
+    modules += ["runtime.cli", "runtime.session", "runtime.demo", "bench.cli", "bench.run"]
+    lines = ["import sys"] + [f"sys.modules[{name!r}] = None" for name in blocked]
+    lines += [f"import sdrt.{name}" for name in modules]
+    command = [sys.executable, "-c", "; ".join(lines)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
