@@ -89,6 +89,8 @@ class DitBlock(StageModule):
         """Build a block.
 
         Args:
+            sink: frames that an adaptive sink compares; unlike the slots that are never
+                overwritten, they may be fewer than three.
             full: the window is full in every row, so attention needs no valid length.
             refresh_threshold: adaptive sink; below 0 it is off and ring rows come from outside.
         """

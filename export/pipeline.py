@@ -230,7 +230,7 @@ class Pipeline:
                 batch,
                 stream.tokens_per_frame,
                 window,
-                sink,
+                stream.sink_frames,
                 full=phase == "steady",
                 refresh_threshold=-1.0 if phase == "first" else stream.sink_refresh_threshold,
             ),

@@ -197,7 +197,9 @@ class TensorRtPipeline(Pipeline):
         threshold = stream.sink_refresh_threshold if refreshes else -1.0
         sizes = (dit, batch, stream.tokens_per_frame)
         blocks = {
-            layer: OnnxDitBlock(*sizes, window, sink, False, threshold, ring=self.ring)
+            layer: OnnxDitBlock(
+                *sizes, window, stream.sink_frames, False, threshold, ring=self.ring
+            )
             for layer in range(first, last)
         }
         embeddings = head = None

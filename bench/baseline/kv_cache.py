@@ -50,7 +50,7 @@ class EvictedCache:
         """Allocate one row.
 
         Args:
-            sink: the preset's ``effective_sink_frames``.
+            sink: the preset's; overwriting starts at frame 3 even if it is smaller.
             threshold: of the adaptive sink; below 0 it is off.
             like: ``[.., H, D]``, of the cache's type.
         """
@@ -95,7 +95,7 @@ class EvictedCache:
                 queue.insert(0, stale)
         if position < self.window:
             following = position + 1  # announced once, although rows may repeat a position
-            if self.sink <= following < self.window and queue[-1:] != [following]:
+            if max(3, self.sink) <= following < self.window and queue[-1:] != [following]:
                 queue.append(following)
             return position
         slot = queue.pop(0)

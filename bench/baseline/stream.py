@@ -91,7 +91,7 @@ class ReferenceStream:
         stream = self.preset.stream
         heads, width = self.preset.dit.num_heads, self.preset.dit.head_dim
         like = torch.empty(heads, width, dtype=self.dtype, device=self.device)
-        sizes = (stream.window_frames, self.preset.effective_sink_frames)
+        sizes = (stream.window_frames, stream.sink_frames)
         layers = range(self.preset.dit.num_layers)
         if self._rollout:
             self._caches = [RolledCache(*sizes, stream.tokens_per_frame, like) for _ in layers]

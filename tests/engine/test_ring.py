@@ -51,10 +51,11 @@ class Queue:
         return position
 
 
+@pytest.mark.parametrize("sink", [1, 2, 3, 4])
 @pytest.mark.parametrize("threshold", [0.2, 0.5, 0.9])
-def test_adaptive_sink_follows_the_queue(threshold):
+def test_adaptive_sink_follows_the_queue(threshold, sink):
     """Reference: a Python list as the public implementation keeps it, two rows out of step."""
-    window, sink, tokens = 6, 3, 4
+    window, tokens = 6, 4
     generator = torch.Generator().manual_seed(5)
     keys = torch.zeros(2, window, tokens, 1, 8)
     values = torch.zeros_like(keys)
