@@ -9,6 +9,8 @@ import numpy as np
 from sdrt.bench.statistics import Ratio, median_ratio
 
 TOTAL = "total_ms"
+ALONE = "alone"
+"""The engine's own stream with one chunk at a time, so that no stage runs beside another."""
 INTERVAL = "interval_ms"
 LEAST_SHARE = 0.02
 """A stage below this share of the AR step is reported, but no regression by itself."""
@@ -82,6 +84,12 @@ def compare(
             known = ", ".join(result["variants"]) or "none"
             raise CompareError(f"no variant {chosen} in {result['scenario']}; it has {known}")
     old, new = (_samples(result["variants"][chosen]) for result in (before, after))
+    if chosen == before["main"] and all(ALONE in result["variants"] for result in (before, after)):
+        alone = [_samples(result["variants"][ALONE]) for result in (before, after)]
+        old, new = (
+            found | {name: values for name, values in stages.items() if name != INTERVAL}
+            for found, stages in zip((old, new), alone, strict=True)
+        )
     changes = tuple(
         Change(
             name,
@@ -93,6 +101,11 @@ def compare(
         if name in new and min(values) > 0 and min(new[name]) > 0
     )
     return Comparison(chosen, changes, tuple(_notes(before, after)))
+
+
+def staged_variant(result: Mapping[str, Any]) -> str:
+    """Return the variant whose stage times are each stage's own."""
+    return ALONE if ALONE in result["variants"] else result["main"]
 
 
 def _samples(variant: Mapping[str, Any]) -> dict[str, list[float]]:

@@ -4,8 +4,11 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sdrt.bench.compare import ALONE, staged_variant
+
 STAGES = ("encode", "diffuse", "decode", "finalize")
-VARIANTS = ("eager", "compiled", "packages", "graphs")
+
+VARIANTS = ("eager", "compiled", "packages", "graphs", ALONE)
 """From the slowest to the fastest."""
 COLOURS = {
     "floor": "#9aa5b1",
@@ -13,6 +16,7 @@ COLOURS = {
     "compiled": "#e9a23b",
     "packages": "#5b8db8",
     "graphs": "#1f4e79",
+    ALONE: "#1f4e79",
 }
 LEAST_MS = 0.05
 """Stages below this are nothing but bookkeeping, and are not shown."""
@@ -49,7 +53,8 @@ def stage_bars(result: Result) -> bytes:
     floors = {name: stage["floor_ms"] for name, stage in _roof(result).items()}
     bars = {"floor": floors} if floors else {}
     for variant in VARIANTS:
-        if variant in result["variants"]:
+        beside = variant == result["main"] != staged_variant(result)
+        if variant in result["variants"] and not beside:
             stages = result["variants"][variant]["summary"]["stages_ms"]
             bars[variant] = {name: stages[f"{name}_ms"]["p50"] for name in STAGES}
     shown = [s for s in STAGES if any(times.get(s, 0) > LEAST_MS for times in bars.values())]

@@ -13,6 +13,7 @@ import torch
 from sdrt.bench import environment, paced
 from sdrt.bench.baseline.stream import ReferenceStream
 from sdrt.bench.cold import run_cold
+from sdrt.bench.compare import ALONE
 from sdrt.bench.fidelity import measure_fidelity
 from sdrt.bench.frames import ChunkSource
 from sdrt.bench.launches import trace_steps
@@ -137,6 +138,8 @@ class Run:
     def _with_session(self, session: Session) -> None:
         effort = self.effort
         self._section("stream", lambda: self._stream(self.main, session, effort.main, self.ahead))
+        if self.ahead:
+            self._section("stream", lambda: self._stream(ALONE, session, effort.baseline, 0))
         if session.takes_frames:
             self._section("paced", lambda: self._paced(session))
         else:

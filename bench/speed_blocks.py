@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdrt.bench import plots
+from sdrt.bench.compare import ALONE, staged_variant
 from sdrt.bench.document import Block, Heading, Paragraph, Table
 
 Result = Mapping[str, Any]
@@ -14,6 +15,7 @@ LABELS = {
     "compiled": "the same with torch.compile",
     "packages": "packages, no graphs",
     "graphs": "packages, CUDA graphs",
+    ALONE: "the same, one chunk at a time",
 }
 
 
@@ -71,7 +73,12 @@ def repeat(result: Result) -> list[Block]:
 def stages(result: Result) -> list[Block]:
     """Return the table of stage times, floors and their ratio."""
     roof = result.get("roof", {}).get("stages", {})
-    variants = [name for name in plots.VARIANTS if name in result["variants"]]
+    timed = staged_variant(result)
+    variants = [
+        name
+        for name in plots.VARIANTS
+        if name in result["variants"] and name not in {result["main"]} - {timed}
+    ]
     header = ["stage, ms p50", *variants, "floor", "measured / floor", "TFLOP", "bound"]
     rows = []
     for stage in plots.STAGES:
@@ -81,7 +88,7 @@ def stages(result: Result) -> list[Block]:
         ]
         if max(times) < plots.LEAST_MS:
             continue
-        own = result["variants"][result["main"]]["summary"]["stages_ms"][f"{stage}_ms"]["p50"]
+        own = result["variants"][timed]["summary"]["stages_ms"][f"{stage}_ms"]["p50"]
         row = [stage, *(f"{value:.2f}" for value in times)]
         if stage in roof:
             floor = roof[stage]

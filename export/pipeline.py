@@ -1,6 +1,6 @@
 """The plan of a preset: which modules its stages call, in which order, on which buffers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -14,6 +14,8 @@ from sdrt.engine.stream import Intake, LatentDecoder, LatentEncoder, MixNoise, S
 from sdrt.engine.taehv import TaehvDecoder, TaehvEncoder
 from sdrt.engine.wan_vae import WanVaeDecoder, WanVaeEncoder
 from sdrt.export.plan import Plan, PlanBuilder
+from sdrt.export.vae_choices import largest_call
+from sdrt.kernels.ring_attention import ANYWHERE
 from sdrt.runtime.manifest import Call, Phase
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -22,17 +24,31 @@ SHIFTED = ("latent.steady", "noisy.steady", "timestep", "frame")
 """What the stream batch's row shift reads."""
 
 
+def encoder_results(phase: Phase) -> list[str]:
+    """Return the buffers that an encode stage fills: the noisy chunk and, but first, a timestep."""
+    return ["noisy.first"] if phase == "first" else ["encoded.noisy", "encoded.timestep"]
+
+
 class Pipeline:
     """Builds the plan of one preset."""
 
-    def __init__(self, preset: Preset, ranges: Sequence[tuple[int, int]], device: str) -> None:
+    def __init__(
+        self,
+        preset: Preset,
+        ranges: Sequence[tuple[int, int]],
+        device: str,
+        choices: Mapping[str, str] | None = None,
+    ) -> None:
         """Prepare the plan.
 
         Args:
             ranges: consecutive DiT block ranges ``(first, last)`` that cover all layers.
             device: ``cuda`` or ``cpu``: decides memory formats.
+            choices: implementations, as :mod:`sdrt.export.choices` finds them; without, what
+                runs everywhere.
         """
         self.preset, self.ranges, self.device = preset, ranges, device
+        self.choices = choices or {}
         self.dtype = DTYPES[preset.precision]
         self.builder = PlanBuilder(self.dtype, channels_last_3d=device == "cuda")
         self.stream_batch = preset.flow == "stream-batch"
@@ -76,6 +92,11 @@ class Pipeline:
         self._encode("first", first)
         self._encode("steady", steady)
 
+        # The encoder's results and the decoder's input have buffers of their own, so that a chunk
+        # can be encoded and another decoded while the DiT works on a third.
+        builder.buffer("noisy.steady", (1, steady, 16, *self.latent), torch.float32)
+        builder.buffer("timestep", (1,), torch.float32)
+        builder.buffer("finished.steady", (1, steady, 16, *self.latent), torch.float32)
         builder.buffer("frame", (1,), torch.int64, "state")
         builder.buffer("renoise.steady", (steps, steady, 16, *self.latent), torch.float32)
         builder.buffer("latent.steady", (steps, steady, 16, *self.latent), torch.float32, "state")
@@ -83,7 +104,7 @@ class Pipeline:
         renoise = ("w:schedule.next_sigmas", "renoise.steady")
         for phase in ("filling", "steady"):
             self._dit(phase, True, rows, renoise, "latent.steady")
-        self._decode("steady", steady, f"latent.steady[{steps - 1}:{steps}]")
+        self._decode("steady", steady, "finished.steady")
 
         builder.buffer("timestep.first", (1, 1), torch.float32)
         builder.buffer("next_sigma.first", (1,), torch.float32)
@@ -96,7 +117,7 @@ class Pipeline:
     def _rollout(self) -> None:
         builder, frames = self.builder, self.preset.stream.chunk_latent_frames
         shape = (1, frames, 16, *self.latent)
-        for name in ("noisy", "renoise"):
+        for name in ("noisy", "renoise", "finished"):
             builder.buffer(name, shape, torch.float32)
         builder.buffer("timestep", (1, 1), torch.float32)
         builder.buffer("next_sigma", (1,), torch.float32)
@@ -107,7 +128,7 @@ class Pipeline:
             if self.preset.schedule.clean_pass:
                 self._dit(phase, False, inputs, None, "latent")
         for phase in ("first", "steady"):
-            self._decode(phase, frames, "latent")
+            self._decode(phase, frames, "finished")
 
     def _encode(self, phase: Phase, latent_frames: int) -> None:
         builder, preset, stream = self.builder, self.preset, self.preset.stream
@@ -133,11 +154,12 @@ class Pipeline:
         )
         builder.package(f"mix_noise{suffix}", MixNoise)
         pixels, latents = f"pixels_in{suffix}", f"latents_in{suffix}"
+        encoded = encoder_results(phase)
         calls = [
             builder.call(
                 f"intake{suffix}",
                 [f"frames{suffix}"],
-                [pixels, "noise_scale"] if first else [pixels, "noise_scale", "timestep"],
+                [pixels, "noise_scale", *encoded[1:]],
                 states="intake",
             ),
             builder.call(
@@ -146,7 +168,7 @@ class Pipeline:
             builder.call(
                 f"mix_noise{suffix}",
                 [latents, f"noise{suffix}", "noise_scale"],
-                [f"noisy{suffix}"],
+                encoded[:1],
             ),
         ]
         builder.stage(name, "encode", phase, calls)
@@ -163,13 +185,18 @@ class Pipeline:
     def _encoder(self, frames: int, first: bool) -> StageModule:
         preset, stream = self.preset, self.preset.stream
         if preset.encoder == "wan-vae":
-            return WanVaeEncoder(preset.wan_vae, stream.height, stream.width, frames, first)
+            size = (stream.height, stream.width)
+            return WanVaeEncoder(
+                preset.wan_vae, *size, frames, first, self.choices, largest_call(preset)
+            )
         return TaehvEncoder(preset.taehv, stream.height, stream.width, frames, first)
 
     def _decoder(self, latent_frames: int, first: bool) -> StageModule:
         preset, size = self.preset, (self.preset.stream.height, self.preset.stream.width)
         if preset.decoder == "wan-vae":
-            return WanVaeDecoder(preset.wan_vae, *size, latent_frames, first)
+            return WanVaeDecoder(
+                preset.wan_vae, *size, latent_frames, first, self.choices, largest_call(preset)
+            )
         return TaehvDecoder(preset.taehv, *size, latent_frames, first)
 
     def _decode(self, phase: Phase, latent_frames: int, latent: str) -> None:
@@ -233,6 +260,8 @@ class Pipeline:
                 stream.sink_frames,
                 full=phase == "steady",
                 refresh_threshold=-1.0 if phase == "first" else stream.sink_refresh_threshold,
+                attention=self.choices.get(f"attention.ring.{phase}", ANYWHERE),
+                text_attention=self.choices.get(f"attention.text.{shape}", ANYWHERE),
             ),
         )
         names = ("e0", "cos", "sin", "ring_rows", "valid")

@@ -17,7 +17,7 @@ from sdrt.export.onnx_coders import (
     OnnxPixelsToFrames,
 )
 from sdrt.export.onnx_dit import DitRange, OnnxDitBlock, OnnxDitIn, PromptRange
-from sdrt.export.pipeline import SHIFTED, Pipeline
+from sdrt.export.pipeline import SHIFTED, Pipeline, encoder_results
 from sdrt.runtime.manifest import Backend, Phase
 
 RANGE_BLOCKS = 10
@@ -37,17 +37,19 @@ def make_pipeline(
     device: str,
     backends: Mapping[str, Backend],
     ring: RingMode = "length",
+    choices: Mapping[str, str] | None = None,
 ) -> Pipeline:
     """Return the pipeline of a preset for the backends of its stages.
 
     Args:
         ring: what the TensorRT that is used can do with the K/V ring.
+        choices: implementations of packages' ops, as :class:`Pipeline` takes them.
     Raises:
         BackendError: TensorRT cannot hold the preset's ring.
     """
     if all(backend == "inductor" for backend in backends.values()):
-        return Pipeline(preset, ranges, device)
-    return TensorRtPipeline(preset, ranges, device, backends, ring)
+        return Pipeline(preset, ranges, device, choices)
+    return TensorRtPipeline(preset, ranges, device, backends, ring, choices)
 
 
 class TensorRtPipeline(Pipeline):
@@ -65,8 +67,9 @@ class TensorRtPipeline(Pipeline):
         device: str,
         backends: Mapping[str, Backend],
         ring: RingMode,
+        choices: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(preset, ranges, device)
+        super().__init__(preset, ranges, device, choices)
         self.backends = backends
         self.ring: RingMode = ring
         frames, window = preset.stream.chunk_latent_frames, preset.stream.window_frames
@@ -119,8 +122,7 @@ class TensorRtPipeline(Pipeline):
             backend,
         )
         inputs = [f"frames{suffix}", f"noise{suffix}"]
-        outputs = [f"noisy{suffix}"] if first else [f"noisy{suffix}", "timestep"]
-        call = builder.call(f"{name}{suffix}", inputs, outputs)
+        call = builder.call(f"{name}{suffix}", inputs, encoder_results(phase))
         builder.stage(name, "encode", phase, [call])
 
     def _decode(self, phase: Phase, latent_frames: int, latent: str) -> None:

@@ -20,7 +20,15 @@ class Flow(Protocol):
 
     def start(self) -> None: ...
     def encode(self, index: int) -> None: ...
+    def take_encoded(self, index: int) -> None:
+        """Copy what the encoder made to where the DiT reads it; the encoder may then go on."""
+        ...
+
     def diffuse(self, index: int) -> None: ...
+    def take_finished(self, index: int) -> None:
+        """Copy what the DiT made to where the decoder reads it; the DiT may then go on."""
+        ...
+
     def decode(self, index: int) -> str | None:
         """Decode; return the buffer that holds the finished frames, if a chunk finished."""
         ...
@@ -85,6 +93,11 @@ class StreamBatch(_Base):
         self.fill_noise(f"noise.{phase}")
         self.stages.run("encode", phase)
 
+    def take_encoded(self, index: int) -> None:
+        if index:
+            self.buffers["noisy.steady"].copy_(self.buffers["encoded.noisy"])
+            self.buffers["timestep"].copy_(self.buffers["encoded.timestep"])
+
     def diffuse(self, index: int) -> None:
         if index == 0:
             self._denoise("first", ".first")
@@ -93,6 +106,10 @@ class StreamBatch(_Base):
         self.fill_noise("renoise.steady")
         self.stages.run("diffuse", "steady" if self.is_steady(index) else "filling")
         self.buffers["frame"].add_(self.frames)
+
+    def take_finished(self, index: int) -> None:
+        if index >= self.steps:
+            self.buffers["finished.steady"].copy_(self.buffers["latent.steady"][-1:])
 
     def decode(self, index: int) -> str | None:
         if 0 < index < self.steps:
@@ -133,9 +150,15 @@ class Rollout(_Base):
     def encode(self, index: int) -> None:
         """Nothing to encode: a chunk starts as noise."""
 
+    def take_encoded(self, index: int) -> None:
+        """Nothing to take."""
+
     def diffuse(self, index: int) -> None:
         self.fill_noise("noisy")
         self._denoise(self._phase(index))
+
+    def take_finished(self, index: int) -> None:
+        self.buffers["finished"].copy_(self.buffers["latent"])
 
     def decode(self, index: int) -> str | None:
         phase = "first" if index == 0 else "steady"

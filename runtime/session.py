@@ -14,6 +14,7 @@ from torch import Tensor
 from sdrt.runtime import profiler
 from sdrt.runtime.checks import verify_files
 from sdrt.runtime.flow import FLOWS, noise_filler
+from sdrt.runtime.lanes import Lanes
 from sdrt.runtime.manifest import Manifest, read_manifest
 from sdrt.runtime.program import Program, load_programs
 from sdrt.runtime.stage import Stage, StageTable
@@ -43,7 +44,9 @@ class Chunk:
     """uint8 ``[N, H, W, 3]``; N is 0 while the stream batch fills. Valid until the second next
     ``receive``."""
     stages_ms: dict[str, float]
-    """``encode_ms``, ``diffuse_ms``, ``decode_ms``, ``finalize_ms``, ``total_ms`` on the device."""
+    """``encode_ms``, ``diffuse_ms``, ``decode_ms`` on the device, ``total_ms`` from the first's
+    begin to the last's end; ``finalize_ms`` is of the AR step before, as frames do not wait for it.
+    """
     latency_ms: float
     """Host time from ``submit`` to the frames being readable."""
     steady: bool
@@ -75,13 +78,13 @@ class Session:
         self.manifest, self.device, self._directory = manifest, device, directory
         self.weights = weights
         self.buffers = allocate_buffers(manifest, device)
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._lanes = Lanes(device)
         stages = [
             Stage(spec, manifest, programs, self.buffers, weights) for spec in manifest.stages
         ]
         self.stages = StageTable(stages)
-        if self._stream is not None and capture:
-            self.stages.capture(self._stream)
+        if device.type == "cuda" and capture:
+            self.stages.capture(self._lanes)
         self._generator = torch.Generator(device)
         flow = FLOWS[manifest.preset["flow"]]
         self.flow = flow(
@@ -146,7 +149,7 @@ class Session:
             SessionError: the prompt is empty, or the session closed.
         """
         self.set_prompt(prompt)
-        self._synchronize()
+        self._lanes.synchronize()
         for name, spec in self.manifest.buffers.items():
             if spec.kind != "prompt":
                 self.buffers[name].zero_()
@@ -154,7 +157,7 @@ class Session:
         self._index = self._received = 0
         self._pending.clear()
         self.flow.start()
-        self._synchronize()
+        self._lanes.synchronize()
         self._prepared = True
 
     @torch.inference_mode()
@@ -170,10 +173,10 @@ class Session:
             raise SessionError("the prompt is empty; give a text, such as --prompt 'neon discs'")
         with self._text_encoder() as encoder:
             embeds = encoder.encode(prompt)
-        with torch.cuda.stream(self._stream):
+        with self._lanes.on("prompt"):
             self.buffers["prompt_embeds"].copy_(embeds)
             self.stages.run("prompt", "any")
-        self._synchronize()
+        self._lanes.synchronize()
 
     @torch.inference_mode()
     def submit(self, frames: np.ndarray | Tensor | None = None) -> None:
@@ -187,21 +190,37 @@ class Session:
         index, slot = self._index, self._index % HOST_SLOTS
         self._check_submit(frames)
         started = time.perf_counter()
-        clock = self._clocks[slot]
-        with torch.cuda.stream(self._stream):
-            clock.start()
+        clock, lanes, flow = self._clocks[slot], self._lanes, self.flow
+        with lanes.on("encode"):
+            lanes.wait("encoded is taken")
+            clock.begin("encode_ms")
             if frames is not None:
                 self._stage_in(slot, frames)
-            self.flow.encode(index)
-            clock.mark("encode_ms")
-            self.flow.diffuse(index)
-            clock.mark("diffuse_ms")
-            output = self.flow.decode(index)
+            flow.encode(index)
+            clock.end("encode_ms")
+            lanes.record("encoded")
+        with lanes.on("diffuse"):
+            lanes.wait("encoded")
+            lanes.wait("finished is taken")
+            flow.take_encoded(index)
+            lanes.record("encoded is taken")
+            clock.begin("diffuse_ms")
+            flow.diffuse(index)
+            clock.end("diffuse_ms")
+            lanes.record("finished")
+        with lanes.on("decode"):
+            lanes.wait("finished")
+            flow.take_finished(index)
+            lanes.record("finished is taken")
+            clock.begin("decode_ms")
+            output = flow.decode(index)
             if output is not None:
                 self._stage_out(slot, output)
-            clock.mark("decode_ms")
-            self.flow.finalize(index)
-            clock.mark("finalize_ms")
+            clock.end("decode_ms")
+        with lanes.on("finalize"):
+            clock.begin("finalize_ms")
+            flow.finalize(index)
+            clock.end("finalize_ms")
         self._pending[index] = (output, started)
         self._index += 1
 
@@ -219,11 +238,12 @@ class Session:
         clock.wait("decode_ms")
         latency_ms = (time.perf_counter() - started) * 1e3
         count = 0 if output is None else len(self.buffers[output])
+        before = self._clocks[slot - 1].finalize_ms() if index else 0.0
         self._received += 1
         return Chunk(
             index=index,
             frames=self._frames_out_numpy[slot][:count],
-            stages_ms=clock.read(),
+            stages_ms=clock.read() | {"finalize_ms": before},
             latency_ms=latency_ms,
             steady=self.flow.is_steady(index),
         )
@@ -264,7 +284,7 @@ class Session:
 
     def close(self) -> None:
         """Wait for the device and free the session's tensors and graphs."""
-        self._synchronize()
+        self._lanes.synchronize()
         self._prepared, self._closed = False, True
         self.stages = StageTable([])
         self.buffers, self.weights = {}, {}
@@ -338,7 +358,3 @@ class Session:
             return HashedWords(dit["text_len"], dit["text_dim"])
         assert self._directory is not None, "a umt5 engine needs its directory"
         return Umt5(self._directory / "text", self.device, torch.bfloat16, dit["text_len"])
-
-    def _synchronize(self) -> None:
-        if self._stream is not None:
-            self._stream.synchronize()

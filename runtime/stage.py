@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sdrt.runtime import profiler
+from sdrt.runtime.lanes import Lanes
 from sdrt.runtime.manifest import Manifest, StageSpec
 from sdrt.runtime.program import Program
 from sdrt.runtime.tensors import bind, check_arguments
@@ -55,7 +56,7 @@ class Stage:
         """Warm up and capture on ``stream``; the states are left changed.
 
         Kernels load, and libraries make their plans, at the first launches: they must not fall
-        into the capture. Graphs of one session share a pool, since they never run at once and
+        into the capture. Graphs of one stream share a pool, since they never run at once and
         nothing in the pool outlives a replay.
         """
         with torch.cuda.stream(stream):
@@ -89,10 +90,13 @@ class StageTable:
         """Return whether the engine has stages of a group."""
         return any(known == group for known, _ in self._groups)
 
-    def capture(self, stream: torch.cuda.Stream) -> None:
+    def capture(self, lanes: Lanes) -> None:
         """Capture every stage of the AR step; the prompt's runs once per prompt, uncaptured."""
-        pool = torch.cuda.graph_pool_handle()
+        pools: dict[torch.cuda.Stream | None, Any] = {}
         for stage in self.stages:
             if stage.spec.group != "prompt":
+                stream = lanes.stream(stage.spec.group)
+                assert stream is not None, "only CUDA stages are captured"
+                pool = pools.setdefault(stream, torch.cuda.graph_pool_handle())
                 with profiler.span(f"capture {stage.spec.name} {stage.spec.phase}"):
                     stage.capture(stream, pool)

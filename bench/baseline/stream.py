@@ -112,16 +112,19 @@ class ReferenceStream:
         """Run one AR step (see ``Session.submit``); the host waits wherever it reads an index."""
         self._started = time.perf_counter()
         clock = self._clock
-        clock.start()
+        clock.begin("encode_ms")
         noisy, timestep = (None, None) if frames is None else self._encode(frames)
-        clock.mark("encode_ms")
+        clock.end("encode_ms")
+        clock.begin("diffuse_ms")
         self.latent = self._diffuse_rollout() if noisy is None else self._diffuse(noisy, timestep)
-        clock.mark("diffuse_ms")
+        clock.end("diffuse_ms")
+        clock.begin("decode_ms")
         fills = not self._rollout and 0 < self._index < len(self._timesteps)
         self._made = None if fills else self.decoder.decode(self.latent[-1])
-        clock.mark("decode_ms")
+        clock.end("decode_ms")
+        clock.begin("finalize_ms")
         self._finalize()
-        clock.mark("finalize_ms")
+        clock.end("finalize_ms")
         self._index += 1
 
     def receive(self) -> Chunk:
@@ -131,7 +134,7 @@ class ReferenceStream:
         return Chunk(
             index=self._index - 1,
             frames=frames,
-            stages_ms=self._clock.read(),
+            stages_ms=self._clock.read() | {"finalize_ms": self._clock.finalize_ms()},
             latency_ms=latency_ms,
             steady=self._oldest_end() >= self.preset.stream.window_frames,
         )

@@ -88,6 +88,8 @@ def _stream(session: Session, group: str, source: str, result: str, frames: Tens
     """Run a group's stages over all frames, as many at once as its phases take."""
     results, phase = [], "first"
     while len(frames):
+        if source == "latent" and phase == "steady":
+            source = "finished"
         given, made = session.buffers[f"{source}.{phase}"], session.buffers[f"{result}.{phase}"]
         count = given.shape[-4]
         given.copy_(frames[:count])
