@@ -32,13 +32,23 @@ def conv_form(channels_in: int) -> str:
     return "conv3d" if 96 < channels_in < 384 else "stacked"
 
 
+def block_of(name: str) -> str:
+    """Return the name of the block that a convolution is part of."""
+    for place in (".residual.", ".resample.", ".time_conv"):
+        name = name.partition(place)[0]
+    return name
+
+
 def layer_form(name: str, channels_in: int, forms: Mapping[str, str] | None) -> str:
     """Return the form of the layer ``name``: what ``forms`` says, else ``conv_form``'s choice.
+
+    ``forms`` names convolutions, or blocks of them.
 
     Raises:
         CausalConvError: ``forms`` names one that does not exist.
     """
-    form = (forms or {}).get(name) or conv_form(channels_in)
+    chosen = forms or {}
+    form = chosen.get(name) or chosen.get(block_of(name)) or conv_form(channels_in)
     if form not in FORMS:
         raise CausalConvError(f"{name}: unknown form {form!r}, expected one of {', '.join(FORMS)}")
     return form
@@ -92,7 +102,20 @@ class Conv(nn.Module):
         return functional.conv2d(x, self.weight, self.bias, self.stride, self.padding)
 
 
-class CausalConv(nn.Module):
+class History(nn.Module):
+    """A layer with a state of its own that continues from call to call."""
+
+    name: str
+    history_shape: tuple[int, ...]
+    weight: nn.Parameter
+
+    def zero_history(self, device: torch.device | str) -> Tensor:
+        """Return the state before a stream: ``[1 or 2, C, H, W]``, channels_last, zeros."""
+        shape, dtype = self.history_shape, self.weight.dtype
+        return empty_channels_last(shape, dtype=dtype, device=device).zero_()
+
+
+class CausalConv(History):
     """A convolution with three taps in time that never sees a later frame.
 
     All frames of a call are convolved at once, after a history that the previous call left:
@@ -180,7 +203,7 @@ class CausalConv(nn.Module):
         return functional.conv2d(taps, self.weight, bias, padding=padding)
 
 
-class SplitConv(nn.Module):
+class SplitConv(History):
     """A causal convolution to a few channels: each frame meets the three taps' kernels at once.
 
     The taps' results are then added up over time. Every frame is read once instead of three
@@ -212,14 +235,9 @@ class SplitConv(nn.Module):
 
 
 def zero_histories(module: nn.Module, device: torch.device | str) -> dict[str, Tensor]:
-    """Return the states of all causal convolutions inside ``module`` as they are before a stream.
-
-    Each is ``[1 or 2, C, H, W]``, channels_last, in the dtype of the layer's weight.
-    """
+    """Return the states of all causal convolutions in ``module``, as they are before a stream."""
     return {
-        layer.name: empty_channels_last(
-            layer.history_shape, dtype=layer.weight.dtype, device=device
-        ).zero_()
+        layer.name: layer.zero_history(device)
         for layer in module.modules()
-        if isinstance(layer, CausalConv | SplitConv)
+        if isinstance(layer, History)
     }

@@ -11,6 +11,7 @@ from sdrt.engine.ring import queue_length, refresh_slot, ring_rows
 from sdrt.engine.stage import StageModule
 from sdrt.kernels.linear_gelu import linear_gelu
 from sdrt.kernels.qk_norm_rope import qk_norm_rope, split_norm_rope
+from sdrt.kernels.ring_attention import ANYWHERE, ring_attention
 
 
 class RMSNorm(nn.Module):
@@ -42,14 +43,6 @@ def gated(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
     """Return ``x + gate * update`` in ``x``'s dtype; ``gate`` is float32 ``[B, E, C]``."""
     scaled = update.float().unflatten(1, (gate.shape[1], -1)) * gate.unsqueeze(2)
     return (x.float() + scaled.flatten(1, 2)).to(x.dtype)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return softmax attention, heads merged: q ``[B, N, H, D]``, k and v ``[B, M, H, D]``."""
-    out = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask
-    )
-    return out.transpose(1, 2).flatten(2)
 
 
 class SelfAttention(nn.Module):
@@ -85,6 +78,8 @@ class DitBlock(StageModule):
         sink: int,
         full: bool,
         refresh_threshold: float = -1.0,
+        attention: str = ANYWHERE,
+        text_attention: str = ANYWHERE,
     ) -> None:
         """Build a block.
 
@@ -93,8 +88,10 @@ class DitBlock(StageModule):
                 overwritten, they may be fewer than three.
             full: the window is full in every row, so attention needs no valid length.
             refresh_threshold: adaptive sink; below 0 it is off and ring rows come from outside.
+            attention, text_attention: implementations of ``kernels.ring_attention``.
         """
         super().__init__()
+        self.attention, self.text_attention = attention, text_attention
         self.config, self.batch, self.tokens = config, batch, tokens_per_frame
         self.window, self.sink, self.full = window, sink, full
         self.threshold = refresh_threshold
@@ -182,14 +179,12 @@ class DitBlock(StageModule):
             for name, new in (("k", k), ("v", v)):
                 states[name].index_copy_(0, rows, new.reshape(-1, self.tokens, *self.heads))
         ring = (self.batch, self.window * self.tokens, *self.heads)
-        mask = None
-        if not self.full:
-            mask = torch.arange(ring[1], device=q.device) < valid.view(-1, 1, 1, 1)
-        return attention(q, states["k"].view(ring), states["v"].view(ring), mask)
+        k, v = states["k"].view(ring), states["v"].view(ring)
+        return ring_attention(q, k, v, None if self.full else valid, self.attention).flatten(2)
 
     def attend_text(self, q: Tensor, cross_k: Tensor, cross_v: Tensor) -> Tensor:
         """Attend to the prompt with q ``[1, B*N, H, D]``; return ``[1, B*N, dim]``."""
-        return attention(q, cross_k, cross_v)
+        return ring_attention(q, cross_k, cross_v, None, self.text_attention).flatten(2)
 
     def refreshed_rows(
         self, k: Tensor, v: Tensor, position: Tensor, states: dict[str, Tensor]

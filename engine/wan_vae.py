@@ -1,24 +1,14 @@
 """The streaming Wan 2.1 VAE: an encoder and a decoder stage, and the latents' normalisation."""
 
-from itertools import pairwise
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
 from sdrt.engine.causal_conv import Conv, zero_histories
 from sdrt.engine.config import WanVaeConfig
 from sdrt.engine.stage import StageModule
-from sdrt.engine.wan_vae_blocks import (
-    Chain,
-    Downsample,
-    Forms,
-    Head,
-    Middle,
-    ResidualBlock,
-    Upsample,
-    causal_conv,
-)
+from sdrt.engine.wan_vae_blocks import Forms, Head, Middle, causal_conv
+from sdrt.engine.wan_vae_chain import decoder_layers, encoder_layers
+from sdrt.engine.wan_vae_fused import POSITION, FusedConv
 
 # fmt: off
 MEAN = (
@@ -38,52 +28,26 @@ class WanVaeError(ValueError):
     """Sizes that the Wan VAE cannot take."""
 
 
-class Layer(NamedTuple):
-    """One entry of the encoder's or decoder's chain."""
-
-    kind: str
-    """``residual``, or how it resamples: ``spatial`` or ``temporal`` (space and time)."""
-    channels_in: int
-    channels_out: int
-
-
-def encoder_chain(config: WanVaeConfig) -> list[Layer]:
-    """Return the layers of ``encoder.downsamples`` in order."""
-    widths = [config.dim * multiple for multiple in (1, *config.dim_mult)]
-    chain = []
-    for level, (inputs, width) in enumerate(pairwise(widths)):
-        chain.append(Layer("residual", inputs, width))
-        chain += [Layer("residual", width, width)] * (config.num_res_blocks - 1)
-        if level < len(config.temporal_downsample):
-            kind = "temporal" if config.temporal_downsample[level] else "spatial"
-            chain.append(Layer(kind, width, width))
-    return chain
-
-
-def decoder_chain(config: WanVaeConfig) -> list[Layer]:
-    """Return the layers of ``decoder.upsamples`` in order."""
-    widths = [config.dim * multiple for multiple in reversed(config.dim_mult)]
-    upsample = config.temporal_downsample[::-1]
-    chain, inputs = [], widths[0]
-    for level, width in enumerate(widths):
-        chain.append(Layer("residual", inputs, width))
-        chain += [Layer("residual", width, width)] * config.num_res_blocks
-        if level < len(upsample):
-            inputs = width // 2
-            chain.append(Layer("temporal" if upsample[level] else "spatial", width, inputs))
-    return chain
-
-
 class _Coder(StageModule):
     """What encoder and decoder share: the states."""
 
-    def states(self, device: torch.device | str = "meta") -> dict[str, Tensor]:
-        """Return the history of each causal convolution: ``[1 or 2, C, H, W]``, channels_last.
+    frames: int
+    """Pixel frames of one call."""
 
-        Zeros, in the parameters' dtype; the names are those of the layers. Both phases have
-        the same.
+    def states(self, device: torch.device | str = "meta") -> dict[str, Tensor]:
+        """Return the history of each causal convolution, and with fused layers the position.
+
+        Zeros; the names are those of the layers. Both phases have the same.
         """
-        return zero_histories(self, device)
+        states = zero_histories(self, device)
+        if any(isinstance(layer, FusedConv) for layer in self.modules()):
+            states[POSITION] = torch.zeros(1, dtype=torch.int64, device=device)
+        return states
+
+    def advance(self, states: dict[str, Tensor]) -> None:
+        """Count the frames of a call, once every layer has used the position."""
+        if POSITION in states:
+            states[POSITION].add_(self.frames)
 
 
 class WanVaeEncoder(_Coder):
@@ -97,6 +61,7 @@ class WanVaeEncoder(_Coder):
         frames: int,
         first: bool,
         forms: Forms = None,
+        largest_call: int | None = None,
     ) -> None:
         """Fix the sizes.
 
@@ -105,8 +70,10 @@ class WanVaeEncoder(_Coder):
             frames: pixel frames of one call: a multiple of 4, and one more in a stream's first
                 call, whose very first frame becomes a latent alone.
             first: whether this is a stream's first call.
-            forms: causal convolution's name -> ``stacked`` or ``conv3d``, by default by
-                ``conv_form``; the same as ``from_public`` got.
+            forms: layer's name -> form, for layers that differ from the default; the same as
+                ``from_public`` got.
+            largest_call: most pixel frames of any call of the stream, where fused layers share
+                their states with calls of another size; by default those of this call.
         Raises:
             WanVaeError: height, width or frames that do not divide.
         """
@@ -115,15 +82,10 @@ class WanVaeEncoder(_Coder):
         if frames < 1 or frames % 4 != int(first):
             expected = "4k + 1 in a stream's first call" if first else "a multiple of 4"
             raise WanVaeError(f"the Wan VAE encodes {expected}: got {frames} frames a call")
-        size, layers = (height, width), Chain()
+        size = (height, width)
         conv1 = causal_conv("encoder.conv1", 3, config.dim, size, forms)
-        for index, (kind, inputs, outputs) in enumerate(encoder_chain(config)):
-            name = f"encoder.downsamples.{index}"
-            if kind == "residual":
-                layers.append(ResidualBlock(name, inputs, outputs, size, forms))
-                continue
-            layers.append(Downsample(name, inputs, size, kind == "temporal", first))
-            size = (size[0] // 2, size[1] // 2)
+        self.frames = frames
+        layers, size = encoder_layers(config, size, first, forms, largest_call or frames)
         channels = config.dim * config.dim_mult[-1]
         self.encoder = nn.ModuleDict(
             {
@@ -147,6 +109,7 @@ class WanVaeEncoder(_Coder):
         x = pixels
         for part in self.encoder.values():
             x = part(x, states)
+        self.advance(states)
         return x.float()
 
 
@@ -161,6 +124,7 @@ class WanVaeDecoder(_Coder):
         latent_frames: int,
         first: bool,
         forms: Forms = None,
+        largest_call: int | None = None,
     ) -> None:
         """Fix the sizes.
 
@@ -168,8 +132,10 @@ class WanVaeDecoder(_Coder):
             height, width: of the pixel frames; multiples of 8.
             latent_frames: of one call.
             first: whether this is a stream's first call.
-            forms: causal convolution's name -> ``stacked`` or ``conv3d``, by default by
-                ``conv_form``; the same as ``from_public`` got.
+            forms: layer's name -> form, for layers that differ from the default; the same as
+                ``from_public`` got.
+            largest_call: most pixel frames of any call of the stream, where fused layers share
+                their states with calls of another size; by default those of this call.
         Raises:
             WanVaeError: height or width that do not divide, or no latent frames.
         """
@@ -177,17 +143,12 @@ class WanVaeDecoder(_Coder):
         _check_size(height, width)
         if latent_frames < 1:
             raise WanVaeError(f"the Wan VAE decodes at least 1 latent: got {latent_frames} a call")
-        size, layers = (height // 8, width // 8), Chain()
+        size = (height // 8, width // 8)
         channels = config.dim * config.dim_mult[-1]
         conv1 = causal_conv("decoder.conv1", config.z_dim, channels, size, forms)
         middle = Middle("decoder.middle", channels, size, forms)
-        for index, (kind, inputs, outputs) in enumerate(decoder_chain(config)):
-            name = f"decoder.upsamples.{index}"
-            if kind == "residual":
-                layers.append(ResidualBlock(name, inputs, outputs, size, forms))
-                continue
-            layers.append(Upsample(name, inputs, size, kind == "temporal", first))
-            size = (size[0] * 2, size[1] * 2)
+        self.frames = 4 * latent_frames - 3 * first
+        layers, size = decoder_layers(config, size, first, forms, largest_call or self.frames)
         channels = config.dim * config.dim_mult[0]
         self.conv2 = Conv(config.z_dim, config.z_dim, 1)
         self.decoder = nn.ModuleDict(
@@ -210,8 +171,9 @@ class WanVaeDecoder(_Coder):
             not clamped, channels_last, in the parameters' dtype.
         """
         x = self.conv2(latents.to(self.conv2.weight.dtype, memory_format=torch.channels_last))
-        for part in self.decoder.values():
-            x = part(x, states)
+        conv1, middle, upsamples, head = self.decoder.values()
+        x = upsamples(middle(conv1(x, states), states), states, head)
+        self.advance(states)
         return x
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sdrt.engine.causal_conv import CausalConv, Conv, SplitConv, layer_form
+from sdrt.kernels.wide_attention import ANYWHERE, wide_attention
 
 FEW_CHANNELS = 4
 """Up to so many channels, a last layer is split: pictures, but not latents."""
@@ -74,8 +75,10 @@ class ResidualBlock(nn.Module):
 class Attention(nn.Module):
     """Attention with one head over the pixels of each frame by itself."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, implementation: str = ANYWHERE) -> None:
+        """Fix the sizes; ``implementation`` is one of ``kernels.wide_attention``."""
         super().__init__()
+        self.implementation = implementation
         self.norm = RmsNorm(channels, silu=False)
         self.to_qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
@@ -83,9 +86,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[T, C, H, W]`` to the same shape."""
         t, c, h, w = x.shape
-        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(t, 1, h * w, c)
+        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(t, h * w, c)
         query, key, value = self.to_qkv(tokens).chunk(3, dim=-1)
-        y = self.proj(functional.scaled_dot_product_attention(query, key, value))
+        y = self.proj(wide_attention(query, key, value, self.implementation))
         return x + y.reshape(t, h, w, c).permute(0, 3, 1, 2)
 
 
@@ -141,21 +144,8 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor, states: dict[str, Tensor]) -> Tensor:
         """Map ``[T, C, H, W]`` to ``[T', C / 2, 2H, 2W]``."""
         if self.time_conv is not None:
-            if not self.first:
-                x = interleave(self.time_conv(x, states))
-            elif x.shape[0] > 1:
-                x = torch.cat([x[:1], interleave(self.time_conv(x[1:], states))])
+            x = double_frames(x, self.time_conv, self.first, states)
         return self.resample["1"](enlarge(x))
-
-
-class Chain(nn.ModuleList):
-    """Layers one after another; the parameter names count them."""
-
-    def forward(self, x: Tensor, states: dict[str, Tensor]) -> Tensor:
-        """Map ``[T, C, H, W]`` to what the last layer makes of it."""
-        for layer in self:
-            x = layer(x, states)
-        return x
 
 
 class Middle(nn.ModuleList):
@@ -165,7 +155,8 @@ class Middle(nn.ModuleList):
         before, after = (
             ResidualBlock(f"{name}.{place}", channels, channels, size, forms) for place in (0, 2)
         )
-        super().__init__([before, Attention(channels), after])
+        implementation = (forms or {}).get(f"{name}.1", ANYWHERE)
+        super().__init__([before, Attention(channels, implementation), after])
 
     def forward(self, x: Tensor, states: dict[str, Tensor]) -> Tensor:
         """Map ``[T, C, H, W]`` to the same shape."""
@@ -188,6 +179,13 @@ class Head(nn.ModuleDict):
     def forward(self, x: Tensor, states: dict[str, Tensor]) -> Tensor:
         """Map ``[T, C, H, W]`` to ``[T, O, H, W]``."""
         return self["2"](self["0"](x), states)
+
+
+def double_frames(x: Tensor, conv: CausalConv, first: bool, states: dict[str, Tensor]) -> Tensor:
+    """Double the frames ``[T, C, H, W]`` by ``conv``; a stream's very first stays single."""
+    if not first:
+        return interleave(conv(x, states))
+    return torch.cat([x[:1], interleave(conv(x[1:], states))]) if x.shape[0] > 1 else x
 
 
 def interleave(pairs: Tensor) -> Tensor:

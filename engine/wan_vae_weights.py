@@ -6,14 +6,18 @@ import torch
 from torch import Tensor
 
 from sdrt.engine.causal_conv import (
+    block_of,
     channels_last,
     layer_form,
     pack_split_weight,
     pack_weight,
 )
 from sdrt.engine.config import WanVaeConfig
-from sdrt.engine.wan_vae import decoder_chain, encoder_chain
 from sdrt.engine.wan_vae_blocks import FEW_CHANNELS, Forms
+from sdrt.engine.wan_vae_fused import FUSED
+from sdrt.engine.wan_vae_layers import decoder_chain, encoder_chain
+from sdrt.kernels import causal_conv
+from sdrt.kernels.causal_conv import pack_upsample_weight
 
 
 def public_shapes(config: WanVaeConfig) -> dict[str, tuple[int, ...]]:
@@ -108,13 +112,16 @@ def _arrange(name: str, tensor: Tensor, forms: Forms) -> Tensor:
         return tensor.flatten()
     if layer.endswith((".to_qkv", ".proj")):
         return tensor.flatten(1)
+    fused = (forms or {}).get(block_of(layer)) == FUSED
     if tensor.ndim == 4:
-        return channels_last(tensor)
+        return pack_upsample_weight(tensor) if fused else channels_last(tensor)
     match tuple(tensor.shape[2:]):
         case (1, 1, 1):
             return channels_last(tensor.squeeze(2))
         case (3, 1, 1):
             return pack_weight(tensor, "stacked")
+        case _ if fused:
+            return causal_conv.pack_weight(tensor)
         case _ if tensor.shape[0] <= FEW_CHANNELS:
             return pack_split_weight(tensor)
         case _:

@@ -4,7 +4,10 @@ import contextlib
 import importlib.util
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
+
+from sdrt.kernels.library import library
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
@@ -17,6 +20,22 @@ def use_kernel(tensor: Tensor) -> bool:
     Decided while tracing: a package holds either the kernel or the reference's compiled form.
     """
     return tensor.is_cuda and HAS_TRITON and not _reference_only
+
+
+def use_hopper(tensor: Tensor) -> bool:
+    """Return whether an op on ``tensor`` can run its compiled kernel for Hopper, in bf16."""
+    return (
+        tensor.is_cuda
+        and tensor.dtype == torch.bfloat16
+        and not _reference_only
+        and library() is not None
+        and torch.cuda.get_device_capability(tensor.device) == (9, 0)
+    )
+
+
+def uses_references() -> bool:
+    """Return whether every op runs its plain reference now."""
+    return _reference_only
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdrt.engine.config import WanVaeConfig
-from sdrt.engine.wan_vae import decoder_chain, encoder_chain
+from sdrt.engine.wan_vae_layers import decoder_chain, encoder_chain
 
 Caches = dict[str, Tensor]
 """Layer name -> the last frames of what it saw, ``[1, C, 1 or 2, H, W]``."""

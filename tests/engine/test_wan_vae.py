@@ -25,6 +25,9 @@ from sdrt.engine.wan_vae import (
     normalise,
 )
 from sdrt.engine.wan_vae_blocks import enlarge, interleave
+from sdrt.engine.wan_vae_chain import fusable
+from sdrt.engine.wan_vae_fused import FUSED
+from sdrt.engine.wan_vae_layers import decoder_chain, encoder_chain
 from sdrt.engine.wan_vae_weights import from_public, public_shapes
 
 TOLERANCE = 1e-4  # float32, another implementation: the golden cases' own
@@ -35,21 +38,24 @@ PHASES = pytest.mark.parametrize("first", [True, False], ids=["first", "steady"]
 CODERS = pytest.mark.parametrize("coder", [WanVaeEncoder, WanVaeDecoder])
 
 
-def build(coder, config, tensors, size, count, first, forms=None, dtype=torch.float32):
+def build(
+    coder, config, tensors, size, count, first, forms=None, dtype=torch.float32, largest_call=None
+):
     """Return a coder with the public ``tensors`` loaded."""
-    module = coder(config, *size, count, first, forms).to(dtype)
+    module = coder(config, *size, count, first, forms, largest_call).to(dtype)
     loaded = from_public(config, tensors, forms)
     module.load_state_dict({name: loaded[name] for name in module.state_dict()})
     return module.eval().requires_grad_(False)
 
 
-def run(coder, config, tensors, x, chunks, forms=None):
+def run(coder, config, tensors, x, chunks, forms=None, largest_call=None):
     """Stream ``x`` ``[T, C, H, W]`` in ``chunks``; a module per chunk shares states and weights."""
     scale = 1 if coder is WanVaeEncoder else 8
     size = (x.shape[2] * scale, x.shape[3] * scale)
     states, outputs = None, []
     for start, end in pairwise(accumulate(chunks, initial=0)):
-        module = build(coder, config, tensors, size, end - start, start == 0, forms)
+        arguments = (coder, config, tensors, size, end - start, start == 0, forms)
+        module = build(*arguments, largest_call=largest_call)
         states = states or module.states("cpu")
         outputs.append(module(x[start:end], states=states))
     assert sum(chunks) == len(x)
@@ -143,6 +149,34 @@ def test_decoder_stream_equals_whole_clip(small, relative_error, chunks):
     streamed = run(WanVaeDecoder, SMALL, small, latents, chunks)
     assert whole.shape == (13, 3, HEIGHT, WIDTH)
     assert relative_error(streamed, whole) <= SAME_MATH
+
+
+@CODERS
+def test_fused_layers_agree(relative_error, coder):
+    """Reference: the default forms, over a first and two later calls; all layers that can fuse."""
+    config = WanVaeConfig()
+    shapes = public_shapes(config)
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        name: torch.randn(shape, generator=generator) * (0.03 if name.endswith("weight") else 0.2)
+        + name.endswith("gamma")
+        for name, shape in shapes.items()
+    }
+    forms = {
+        f"{side}.{index}": FUSED
+        for side, chain in (
+            ("encoder.downsamples", encoder_chain(config)),
+            ("decoder.upsamples", decoder_chain(config)),
+        )
+        for index, layer in enumerate(chain)
+        if fusable(layer, upsamples=side.startswith("decoder"))
+    }
+    assert len(forms) == 4 + 9
+    x = draw(13, 3, 16, 24) if coder is WanVaeEncoder else draw(4, 16, 2, 3)
+    chunks = (5, 4, 4) if coder is WanVaeEncoder else (2, 1, 1)
+    plain = run(coder, config, tensors, x, chunks)
+    fused = run(coder, config, tensors, x, chunks, forms, largest_call=5)
+    assert relative_error(fused, plain) <= SAME_MATH
 
 
 @CODERS
