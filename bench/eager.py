@@ -45,14 +45,16 @@ def eager_session(
     weights: Mapping[str, Tensor] | Source,
     device: str = "cpu",
     ranges: Sequence[tuple[int, int]] | None = None,
+    choices: Mapping[str, str] | None = None,
 ) -> Session:
     """Return a session that runs the eager modules stage by stage, without graphs.
 
     Args:
         weights: a source to convert, or the placed weights of another session, to share.
+        choices: the implementations of that session: they decide how its weights lie.
     """
     target = torch.device(device)
-    plan = Pipeline(preset, ranges or [(0, preset.dit.num_layers)], target.type).plan()
+    plan = Pipeline(preset, ranges or [(0, preset.dit.num_layers)], target.type, choices).plan()
     if isinstance(weights, Mapping):
         placed, origin = weights, "shared"
     else:

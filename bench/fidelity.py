@@ -44,11 +44,12 @@ def measure_fidelity(directory: Path, session: Session, chunks: int) -> dict[str
         torch.equal(a, b) and torch.equal(x, y)
         for (a, x), (b, y) in zip(replayed, called, strict=True)
     )
-    eager = eager_session(preset, session.weights, str(device))
+    choices = {name: choice.chosen for name, choice in session.manifest.choices.items()}
+    eager = eager_session(preset, session.weights, str(device), choices=choices)
     same = _record(eager, chunks)
     eager.close()
     exact_preset = from_dict(session.manifest.preset | {"precision": "fp32"})
-    exact = eager_session(exact_preset, _float32(session.weights), str(device))
+    exact = eager_session(exact_preset, _float32(session.weights), str(device), choices=choices)
     with _without_tf32():
         reference = _record(exact, chunks)
     exact.close()

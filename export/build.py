@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from sdrt.engine.config import Preset, to_dict
 from sdrt.engine.weights import Source
+from sdrt.export.choices import choose
 from sdrt.export.describe import describe, describe_device, versions
 from sdrt.export.inductor import CompileError, options
 from sdrt.export.mixed import add_variant, check_addition
@@ -34,6 +36,7 @@ from sdrt.export.worker import compile_one, start_compiler
 from sdrt.runtime.manifest import (
     MANIFEST_NAME,
     Backend,
+    Choice,
     DeviceSpec,
     FileSpec,
     Manifest,
@@ -47,6 +50,10 @@ from sdrt.runtime.manifest import (
 
 KEY_NAME = "build.key"
 """In a work folder: what the packages in it were built from."""
+
+CHOICES_NAME = "choices.json"
+"""Beside it: the implementations that were the fastest."""
+CHOICES = TypeAdapter(dict[str, Choice])
 
 
 class BuildError(ValueError):
@@ -76,10 +83,12 @@ class Request:
     add: bool = False
     """Add a variant for another device to an engine directory that is there."""
 
-    def pipeline(self) -> Pipeline:
+    def pipeline(self, choices: Mapping[str, str] | None = None) -> Pipeline:
         """Return the pipeline of the preset for these backends."""
         kind = "cuda" if self.tensorrt.targets else self.device.type
-        return make_pipeline(self.preset, self.ranges, kind, self.backends, self.tensorrt.ring)
+        return make_pipeline(
+            self.preset, self.ranges, kind, self.backends, self.tensorrt.ring, choices
+        )
 
     def machine(self) -> DeviceSpec:
         """Return the device that is built for."""
@@ -140,19 +149,33 @@ def build(request: Request, progress: Progress) -> Manifest:
             "no CUDA device is here: packages for a GPU are built on it; or --device cpu"
         )
     partial = _open_partial(request)
-    plan = request.pipeline().plan()
-    stored = _background(lambda: _store(request, plan, partial))
-    packages = _compile(request, plan, partial, progress, stored)
+    choices = _choose(request, partial)
+    chosen = {name: choice.chosen for name, choice in choices.items()}
+    plan = request.pipeline(chosen).plan()
+    stored = _background(lambda: _store(request, plan, partial, chosen))
+    packages = _compile(request, plan, partial, progress, stored, chosen)
     weights, text = stored.result()
     packages |= _build_plans(request, plan, partial, progress)
     packages = {name: packages[name] for name in plan.packages}
-    manifest = describe(plan, request.preset, request.machine(), packages, weights, text)
+    manifest = describe(plan, request.preset, request.machine(), packages, weights, text, choices)
     write_manifest(partial, manifest)
     _clean(partial)
     if request.add:
         return add_variant(partial, manifest, request.out)
     _install(partial, request.out)
     return manifest
+
+
+def _choose(request: Request, partial: Path) -> dict[str, Choice]:
+    """Time the implementations of the packages' ops; an interrupted build's choices stay."""
+    if request.device.type != "cuda" or request.tensorrt.targets:
+        return {}
+    path = partial / CHOICES_NAME
+    if path.is_file():
+        return CHOICES.validate_json(path.read_bytes())
+    choices = choose(request.preset, request.device, request.backends)
+    path.write_bytes(CHOICES.dump_json(choices))
+    return choices
 
 
 def _background(function: Callable[[], Any]) -> Future[Any]:
@@ -225,9 +248,11 @@ def _open_partial(request: Request) -> Path:
     return partial
 
 
-def _store(request: Request, plan: Plan, partial: Path) -> tuple[WeightsSpec, TextSpec]:
+def _store(
+    request: Request, plan: Plan, partial: Path, choices: Mapping[str, str]
+) -> tuple[WeightsSpec, TextSpec]:
     source = request.source
-    tensors = plan_weights(plan, request.preset, source, request.device)
+    tensors = plan_weights(plan, request.preset, source, request.device, choices=choices)
     weights = WeightsSpec(
         source=source.description,
         synthetic=source.synthetic,
@@ -262,12 +287,18 @@ def _build_plans(
 
 
 def _compile(
-    request: Request, plan: Plan, partial: Path, progress: Progress, stored: Future
+    request: Request,
+    plan: Plan,
+    partial: Path,
+    progress: Progress,
+    stored: Future,
+    choices: Mapping[str, str],
 ) -> dict[str, PackageSpec]:
     """Compile what is missing, several packages at once, and try each one out.
 
     Args:
         stored: the weights, on their way; when they fail, so does the build, at once.
+        choices: what the plan was made with.
     """
     built: dict[str, PackageSpec] = {}
     missing = []
@@ -287,7 +318,10 @@ def _compile(
     jobs = min(request.jobs or _default_jobs(request.device), max(1, len(missing)))
     threads = max(1, (os.cpu_count() or 1) // jobs)
     backends = dict(request.backends)
-    arguments = (to_dict(request.preset), request.ranges, str(request.device), threads, backends)
+    arguments = (
+        *(to_dict(request.preset), request.ranges, str(request.device)),
+        *(threads, backends, choices),
+    )
     others = set(active_children())
     pool = ProcessPoolExecutor(
         jobs, get_context("spawn"), initializer=start_compiler, initargs=arguments
@@ -360,6 +394,7 @@ def _default_jobs(device: torch.device) -> int:
 def _clean(partial: Path) -> None:
     """Remove what only an interrupted build needs."""
     (partial / KEY_NAME).unlink()
+    (partial / CHOICES_NAME).unlink(missing_ok=True)
     for path in (partial / "stages").glob("*.json"):
         path.unlink()
 

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 import torch
 
 from sdrt.engine.config import Preset, to_dict
+from sdrt.export.choices import op_modules
 from sdrt.export.plan import Plan
 from sdrt.runtime.manifest import (
     SCHEMA_VERSION,
+    Choice,
     DeviceSpec,
     Manifest,
     PackageSpec,
@@ -52,8 +54,10 @@ def describe(
     packages: Mapping[str, PackageSpec],
     weights: WeightsSpec,
     text: TextSpec,
+    choices: Mapping[str, Choice] | None = None,
 ) -> Manifest:
     """Return the manifest of a plan whose packages are built."""
+    chosen = dict(choices or {})
     return Manifest(
         schema_version=SCHEMA_VERSION,
         sdrt=VERSION,
@@ -61,12 +65,13 @@ def describe(
         device=device if isinstance(device, DeviceSpec) else describe_device(device),
         versions=versions(),
         built=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        ops=(),
+        ops=op_modules(chosen),
         packages=dict(packages),
         buffers=plan.buffers,
         stages=tuple(plan.stages),
         weights=weights,
         text=text,
+        choices=chosen,
     )
 
 

@@ -1,6 +1,6 @@
 """From a weights source to the tensors that a plan's packages take, in their dtypes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -12,19 +12,25 @@ from sdrt.export.plan import Plan
 
 
 def plan_weights(
-    plan: Plan, preset: Preset, source: Source, device: torch.device, baked: bool = False
+    plan: Plan,
+    preset: Preset,
+    source: Source,
+    device: torch.device,
+    baked: bool = False,
+    choices: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield every weight of a plan, one at a time: the checkpoint's, then the plan's tables.
 
     Args:
         device: where conversions run and tensors are yielded.
+        choices: implementations that the plan was made with; they decide how weights lie.
         baked: yield the weights that become part of compiled files instead; they have no tables.
     Raises:
         WeightsError: the source lacks tensors or holds others.
     """
     specs = plan.baked if baked else plan.weights
     missing = set(specs) - set(plan.tables)
-    for name, tensor in _converted(preset, source, device) if missing else ():
+    for name, tensor in _converted(preset, source, device, choices) if missing else ():
         if name not in missing:
             continue  # the other half of an autoencoder, say
         spec = specs[name]
@@ -37,7 +43,7 @@ def plan_weights(
 
 
 def _converted(
-    preset: Preset, source: Source, device: torch.device
+    preset: Preset, source: Source, device: torch.device, choices: Mapping[str, str] | None
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the parameters of all modules under the names that :mod:`pipeline` gives them."""
     shapes = dit_weights.public_shapes(preset.dit)
@@ -47,7 +53,7 @@ def _converted(
     if "wan-vae" in coders:
         shapes = wan_vae_weights.public_shapes(preset.wan_vae)
         tensors = source.load("vae", shapes, device=device)
-        for name, tensor in wan_vae_weights.from_public(preset.wan_vae, tensors).items():
+        for name, tensor in wan_vae_weights.from_public(preset.wan_vae, tensors, choices).items():
             yield f"wan-vae.model.{name}", tensor
     if "taehv" in coders:
         shapes = taehv.public_shapes(preset.taehv)

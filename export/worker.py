@@ -28,6 +28,7 @@ def start_compiler(
     device: str,
     threads: int,
     backends: Mapping[str, Backend],
+    choices: Mapping[str, str],
 ) -> None:
     """Set up a pool process: it makes the plan once and then compiles packages by name."""
     global _plan, _device
@@ -38,7 +39,7 @@ def start_compiler(
     _device = torch.device(device)
     if _device.type == "cpu":
         torch.set_num_threads(1)
-    _plan = make_pipeline(from_dict(preset), ranges, _device.type, backends).plan()
+    _plan = make_pipeline(from_dict(preset), ranges, _device.type, backends, choices=choices).plan()
 
 
 def compile_one(name: str, path: str) -> float:

@@ -134,6 +134,14 @@ class TextSpec(_Model):
     files: tuple[FileSpec, ...] = ()
 
 
+class Choice(_Model):
+    """Which implementation an op got, by measurement on the device that was built for."""
+
+    chosen: str
+    ms: dict[str, float]
+    """Every candidate's time; empty where there was only one."""
+
+
 class Variant(_Model):
     """What an engine directory holds for another device: all that differs between devices."""
 
@@ -144,6 +152,8 @@ class Variant(_Model):
     buffers: dict[str, BufferSpec]
     stages: tuple[StageSpec, ...]
     weights: WeightsSpec
+    ops: tuple[str, ...] = ()
+    choices: dict[str, Choice] = {}
 
 
 class Manifest(_Model):
@@ -163,6 +173,8 @@ class Manifest(_Model):
     stages: tuple[StageSpec, ...]
     weights: WeightsSpec
     text: TextSpec
+    choices: dict[str, Choice] = {}
+    """Op and shape, such as ``attention.ring.steady`` -> the implementation that it got."""
     others: tuple[Variant, ...] = ()
     """The same for other devices (a mixed directory)."""
 

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sdrt.kernels.library import library
 from sdrt.runtime.manifest import Manifest, ManifestError
 from sdrt.runtime.tensorrt import load_plans
 
@@ -43,6 +44,12 @@ def load_programs(directory: Path, manifest: Manifest, device: torch.device) -> 
     Raises:
         ManifestError: a package cannot be loaded.
     """
+    if manifest.ops and library() is None:
+        raise ManifestError(
+            f"{directory}: its packages call sdrt's compiled kernels, which are not here; "
+            "install sdrt again with nvcc on the PATH, or rebuild the engine: "
+            f"{manifest.rebuild_command(directory)}"
+        )
     for module in manifest.ops:
         importlib.import_module(module)
     index = -1 if device.type == "cpu" else (device.index or 0)

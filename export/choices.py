@@ -1,0 +1,134 @@
+"""Which implementation of an op is the fastest here: timed before a build, kept in the manifest."""
+
+import statistics
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sdrt.engine.config import Preset
+from sdrt.engine.wan_vae_fused import FUSED
+from sdrt.export.vae_choices import Candidates, Question, vae_questions
+from sdrt.kernels import ring_attention as attention
+from sdrt.runtime.manifest import Backend, Choice
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+OP_MODULES = {
+    attention.COMPILED: "sdrt.kernels.ring_attention",
+    FUSED: "sdrt.kernels.causal_conv",
+}
+"""Implementations that are compiled ops -> the module that registers them."""
+
+STAGES = {"attention": "dit", "encoder": "vae_encoder", "decoder": "vae_decoder"}
+"""First part of a choice's name -> the stage whose backend it depends on."""
+
+CALLS = 4
+REPEATS = 15
+"""Replays of one captured graph of ``CALLS`` calls; the median counts."""
+
+
+def op_modules(choices: Mapping[str, Choice]) -> tuple[str, ...]:
+    """Return the modules that register the ops that packages with these choices call."""
+    used = {choice.chosen for choice in choices.values()}
+    return tuple(sorted(OP_MODULES[name] for name in used & OP_MODULES.keys()))
+
+
+@torch.inference_mode()
+def choose(
+    preset: Preset, device: torch.device, backends: Mapping[str, Backend]
+) -> dict[str, Choice]:
+    """Time every candidate at the preset's shapes on a CUDA device; return the fastest.
+
+    It takes a few seconds; layers that are alike are asked for once.
+
+    Args:
+        backends: stage -> backend; ops of stages that are not Inductor's have no choice.
+    """
+    answers: dict[Hashable, Choice] = {}
+    choices = {}
+    for name, kind, candidates in questions(preset, device):
+        if backends.get(STAGES[name.partition(".")[0]], "inductor") != "inductor":
+            continue
+        if kind not in answers:
+            answers[kind] = fastest(candidates())
+        choices[name] = answers[kind]
+    return choices
+
+
+def fastest(candidates: Candidates) -> Choice:
+    """Return the candidate that takes the least time; they are timed in turn, interleaved."""
+    if len(candidates) == 1:
+        return Choice(chosen=next(iter(candidates)), ms={})
+    graphs = {name: _capture(run) for name, run in candidates.items()}
+    times: dict[str, list[float]] = {name: [] for name in graphs}
+    for _ in range(REPEATS):
+        for name, graph in graphs.items():
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            times[name].append(begin.elapsed_time(end) / CALLS)
+    ms = {name: round(statistics.median(values), 4) for name, values in times.items()}
+    return Choice(chosen=min(ms, key=lambda name: ms[name]), ms=ms)
+
+
+def questions(preset: Preset, device: torch.device) -> Iterator[Question]:
+    """Yield each op and shape of a preset's packages that has a choice."""
+    yield from _attention_questions(preset, device)
+    yield from vae_questions(preset, device, DTYPES[preset.precision])
+
+
+def _attention_questions(preset: Preset, device: torch.device) -> Iterator[Question]:
+    dit, stream, dtype = preset.dit, preset.stream, DTYPES[preset.precision]
+    generator = torch.Generator(device).manual_seed(0)
+
+    def noise(*shape: int) -> Tensor:
+        heads = (dit.num_heads, dit.head_dim)
+        return torch.randn(*shape, *heads, generator=generator, device=device, dtype=dtype)
+
+    def ask(place: str, rows: int, frames: int, keys: int, masked: bool) -> Question:
+        kind = (rows, frames, keys, masked)
+        return f"attention.{place}", kind, partial(candidates, *kind)
+
+    def candidates(rows: int, frames: int, keys: int, masked: bool) -> Candidates:
+        q, k, v = (
+            noise(rows, frames * stream.tokens_per_frame),
+            noise(rows, keys),
+            noise(rows, keys),
+        )
+        valid = torch.full((rows,), keys, device=device) if masked else None
+        return {
+            name: lambda name=name: attention.ring_attention(q, k, v, valid, name)
+            for name in attention.implementations(q, valid)
+        }
+
+    batched = preset.flow == "stream-batch"
+    rows, chunk = len(preset.schedule.steps) if batched else 1, stream.chunk_latent_frames
+    window = stream.window_frames * stream.tokens_per_frame
+    first = preset.first_chunk_latent_frames
+    if batched:
+        yield ask("ring.first", 1, first, window, True)
+        yield ask("text.first", 1, first, dit.text_len, False)
+    yield ask("ring.filling", rows, chunk, window, True)
+    yield ask("ring.steady", rows, chunk, window, False)
+    # Every row sees the same text, so the rows are one query sequence.
+    yield ask("text.chunk", 1, rows * chunk, dit.text_len, False)
+
+
+def _capture(run: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """Return a graph of a few calls, run twice before so that kernels and plans are loaded."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            run()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        for _ in range(CALLS):
+            run()
+    graph.replay()
+    torch.cuda.synchronize()
+    return graph

@@ -1,0 +1,99 @@
+"""Choices: what is asked before a build, and what the answers do to the plan."""
+
+import pytest
+import torch
+
+from sdrt.engine.config import load
+from sdrt.export import choices as module
+from sdrt.export.choices import choose, fastest, op_modules, questions
+from sdrt.export.pipeline import Pipeline
+from sdrt.export.vae_choices import largest_call
+from sdrt.runtime.manifest import Choice
+
+CPU = torch.device("cpu")
+SMALL = ["encoder=wan-vae", "decoder=wan-vae", "stream.height=64", "stream.width=64"]
+
+
+def counting(candidates) -> Choice:
+    """Stand in for the measurement: the first candidate."""
+    return Choice(chosen=next(iter(candidates)), ms={})
+
+
+def test_a_lone_candidate_is_not_timed() -> None:
+    def never() -> None:
+        raise AssertionError("timed")
+
+    assert fastest({"sdpa": never}) == Choice(chosen="sdpa", ms={})
+
+
+def test_every_layer_with_a_choice_is_asked_for() -> None:
+    """The tiny preset has all of them, small enough to make the candidates on a CPU."""
+    preset = load("tiny", SMALL)
+    asked = {name: (kind, make) for name, kind, make in questions(preset, CPU)}
+    layers = {name for name in asked if not name.startswith("attention.")}
+    plan = Pipeline(preset, ((0, 8),), "cpu").plan()
+    blocks = {
+        name.removeprefix("wan-vae.model.").partition(".residual.")[0]
+        for name in plan.weights
+        if ".residual." in name
+    }
+    assert {name for name in layers if "middle.1" not in name} >= blocks
+    assert {"encoder.middle.1", "decoder.middle.1"} <= layers
+    assert {name.split(".", 1)[1] for name in asked.keys() - layers} == {
+        "ring.first",
+        "text.first",
+        "ring.filling",
+        "ring.steady",
+        "text.chunk",
+    }
+    with torch.inference_mode():
+        for make in dict(asked.values()).values():  # layers that are alike, once
+            for run in make().values():
+                run()
+
+
+def test_layers_that_are_alike_are_asked_once(monkeypatch) -> None:
+    calls = []
+    monkeypatch.setattr(module, "fastest", lambda made: calls.append(1) or counting(made))
+    preset = load("tiny", SMALL)
+    found = choose(preset, CPU, {})
+    assert 0 < len(calls) < len(found)
+
+
+@pytest.mark.parametrize(
+    ("stage", "prefix"),
+    [("dit", "attention."), ("vae_encoder", "encoder."), ("vae_decoder", "decoder.")],
+)
+def test_stages_of_tensorrt_have_no_choice(monkeypatch, stage: str, prefix: str) -> None:
+    monkeypatch.setattr(module, "fastest", counting)
+    preset = load("tiny", SMALL)
+    found = choose(preset, CPU, {stage: "tensorrt"})
+    assert found and not any(name.startswith(prefix) for name in found)
+
+
+def test_packages_that_call_compiled_kernels_name_their_ops() -> None:
+    assert op_modules({"a": Choice(chosen="sdpa", ms={})}) == ()
+    chosen = {"a": "hopper", "b": "cudnn", "c": "fused"}
+    choices = {name: Choice(chosen=value, ms={}) for name, value in chosen.items()}
+    assert op_modules(choices) == ("sdrt.kernels.causal_conv", "sdrt.kernels.ring_attention")
+
+
+def test_both_phases_share_the_rings_of_fused_layers() -> None:
+    """The largest call of the two, and the two frames before it, at the level's frame rate."""
+    preset = load("sdv2-1.3b-480p")
+    assert largest_call(preset) == max(4 * preset.first_chunk_latent_frames - 3, 4)
+    fused = dict.fromkeys(("encoder.downsamples.0", "decoder.upsamples.8"), "fused")
+    plan = Pipeline(preset, ((0, 30),), "cuda", fused).plan()
+    frames = largest_call(preset)
+    ring = plan.buffers["encoder.encoder.downsamples.0.residual.2"]
+    assert ring.shape == (frames + 2, 12, 480, 832, 8)
+    assert plan.buffers["decoder.decoder.upsamples.8.residual.6"].shape[:2] == (frames + 2, 24)
+    assert plan.buffers["encoder.position"].dtype == "int64"
+
+
+@pytest.mark.gpu
+def test_the_fastest_is_chosen() -> None:
+    """Reference: a product of matrices four times as wide takes longer."""
+    small, large = (torch.randn(size, size, device="cuda") for size in (1024, 4096))
+    found = fastest({"large": lambda: large @ large, "small": lambda: small @ small})
+    assert found.chosen == "small" and found.ms["small"] < found.ms["large"]
