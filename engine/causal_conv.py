@@ -222,10 +222,14 @@ class SplitConv(History):
         self.weight = nn.Parameter(empty_channels_last((partial, channels_in, 3, 3)))
         self.bias = nn.Parameter(torch.empty(channels_out))
 
+    def products(self, x: Tensor) -> Tensor:
+        """Return every tap's results for each frame by itself, ``[T, 3 O and fill, H, W]``."""
+        return functional.conv2d(x, self.weight, padding=1)
+
     def forward(self, x: Tensor, states: dict[str, Tensor]) -> Tensor:
         """Convolve the next frames ``[T, C, H, W]`` of a stream to ``[T, O, H, W]``."""
         history = states[self.name]
-        frames = torch.cat([history, functional.conv2d(x, self.weight, padding=1)])
+        frames = torch.cat([history, self.products(x)])
         y = self.bias.float().view(-1, 1, 1)
         for tap in range(TAPS):
             first = tap * self.channels_out

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from sdrt.engine.causal_conv import Conv, zero_histories
 from sdrt.engine.config import WanVaeConfig
 from sdrt.engine.stage import StageModule
-from sdrt.engine.wan_vae_blocks import Forms, Head, Middle, causal_conv
-from sdrt.engine.wan_vae_chain import decoder_layers, encoder_layers
+from sdrt.engine.wan_vae_blocks import Forms, Middle, causal_conv
+from sdrt.engine.wan_vae_chain import decoder_layers, encoder_layers, make_head
 from sdrt.engine.wan_vae_fused import POSITION, FusedConv
 
 # fmt: off
@@ -92,7 +92,7 @@ class WanVaeEncoder(_Coder):
                 "conv1": conv1,
                 "downsamples": layers,
                 "middle": Middle("encoder.middle", channels, size, forms),
-                "head": Head("encoder.head", channels, config.z_dim, size, forms),
+                "head": make_head("encoder.head", channels, config.z_dim, size, forms),
             }
         )
 
@@ -156,7 +156,7 @@ class WanVaeDecoder(_Coder):
                 "conv1": conv1,
                 "middle": middle,
                 "upsamples": layers,
-                "head": Head("decoder.head", channels, 3, size, forms),
+                "head": make_head("decoder.head", channels, 3, size, forms),
             }
         )
 

@@ -167,13 +167,7 @@ class Middle(nn.ModuleList):
 class Head(nn.ModuleDict):
     """Norm, SiLU and the last causal convolution."""
 
-    def __init__(
-        self, name: str, channels_in: int, channels_out: int, size: tuple[int, int], forms: Forms
-    ) -> None:
-        if channels_out <= FEW_CHANNELS:
-            last = SplitConv(f"{name}.2", channels_in, channels_out, size)
-        else:
-            last = causal_conv(f"{name}.2", channels_in, channels_out, size, forms)
+    def __init__(self, channels_in: int, last: CausalConv | SplitConv) -> None:
         super().__init__({"0": RmsNorm(channels_in), "2": last})
 
     def forward(self, x: Tensor, states: dict[str, Tensor]) -> Tensor:

@@ -1,14 +1,27 @@
 """The encoder's and decoder's chain of layers, each in its form, and what they hand on."""
 
+from typing import cast
+
 from torch import Tensor, nn
 
+from sdrt.engine.causal_conv import SplitConv
 from sdrt.engine.config import WanVaeConfig
-from sdrt.engine.wan_vae_blocks import Downsample, Forms, Head, ResidualBlock, Upsample
+from sdrt.engine.wan_vae_blocks import (
+    FEW_CHANNELS,
+    Downsample,
+    Forms,
+    Head,
+    ResidualBlock,
+    RmsNorm,
+    Upsample,
+    causal_conv,
+)
 from sdrt.engine.wan_vae_fused import (
     CHANNELS_OUT,
     FUSED,
     NOWHERE,
     FusedBlock,
+    FusedSplitConv,
     FusedUpsample,
     NormTarget,
     empty_frames,
@@ -36,12 +49,13 @@ class Chain(nn.ModuleList):
             target, blocked = NOWHERE, False
             match following:
                 case FusedBlock():
-                    target, blocked = following.target(states), following.shortcut is None
+                    target = following.target(states)
                 case FusedUpsample():
                     blocked = following.time_conv is None
                 case None if head is not None and isinstance(layer, FusedBlock):
-                    frames = empty_frames(x, len(x), layer.channels_out, _size(x), False)
-                    target, blocked = NormTarget(head["0"].gamma, frames), None
+                    fused = isinstance(head["2"], FusedSplitConv)
+                    frames = empty_frames(x, len(x), layer.channels_out, x.shape[2:], fused)
+                    target, blocked = NormTarget(cast(RmsNorm, head["0"]).gamma, frames), None
             if isinstance(layer, FusedBlock):
                 result = layer(x, states, normed, target, blocked)
                 if result is None:
@@ -49,14 +63,9 @@ class Chain(nn.ModuleList):
                     return head["2"](target.frames, states)
                 x = result
             else:
-                x = layer(x, states, target, bool(blocked))
+                x = layer(x, states, target)
             normed = target is not NOWHERE
         return x if head is None else head(x, states)
-
-
-def _size(x: Tensor) -> tuple[int, ...]:
-    """Return height and width of frames in either layout."""
-    return tuple(x.shape[2:4])
 
 
 def encoder_layers(
@@ -95,6 +104,15 @@ def decoder_layers(
             chain.append(Upsample(name, layer.channels_in, size, temporal, first))
         size = (size[0] * 2, size[1] * 2)
     return chain, size
+
+
+def make_head(name: str, channels_in: int, channels_out: int, size: Size, forms: Forms) -> Head:
+    """Return the last norm and convolution, to latents or to pictures."""
+    layer = f"{name}.2"
+    if channels_out > FEW_CHANNELS:
+        return Head(channels_in, causal_conv(layer, channels_in, channels_out, size, forms))
+    kind = FusedSplitConv if (forms or {}).get(layer) == FUSED else SplitConv
+    return Head(channels_in, kind(layer, channels_in, channels_out, size))
 
 
 def fusable(layer: Layer, upsamples: bool) -> bool:

@@ -5,13 +5,15 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from sdrt.engine.causal_conv import TAPS, CausalConv, Conv, History
+from sdrt.engine.causal_conv import TAPS, CausalConv, Conv, History, SplitConv
 from sdrt.engine.wan_vae_blocks import RmsNorm, double_frames
-from sdrt.kernels.causal_conv import causal_conv, from_c8, pack_upsample_weight, pack_weight, to_c8
+from sdrt.kernels.causal_conv import causal_conv, pack_upsample_weight, pack_weight, to_c8
 from sdrt.kernels.norm_silu_ring import norm_silu_ring
 
 FUSED = "fused"
 """The form of these blocks, beside those of ``causal_conv.FORMS``."""
+SPLIT_CHANNELS = 16
+"""Results of a split layer for which the kernel is compiled."""
 CHANNELS_OUT = (96, 192)
 """Widths for which the kernel is compiled: all channels of a pixel are normalised at once."""
 
@@ -102,7 +104,7 @@ class FusedBlock(nn.Module):
         """Map T frames to the next residual stream.
 
         Args:
-            x: ``[T, C, H, W]``, channels_last, or ``[T, C / 8, H, W, 8]``.
+            x: ``[T, C, H, W]``, channels_last.
             normed: the ring of the first convolution has the norm of ``x`` already.
             target: of the layer after this one.
             blocked: whether the result is in blocks of 8 channels; None: there is none.
@@ -113,8 +115,7 @@ class FusedBlock(nn.Module):
         middle = states[second.name]
         if not normed:
             before = cast(RmsNorm, self.residual["0"])
-            plain = x if x.ndim == 4 else from_c8(x)
-            norm_silu_ring(plain, before.gamma, position, states[first.name])
+            norm_silu_ring(x, before.gamma, position, states[first.name])
         causal_conv(
             states[first.name],
             first.weight,
@@ -124,9 +125,6 @@ class FusedBlock(nn.Module):
             frames=len(x),
             position=position,
         )
-        residual = x
-        if self.shortcut is not None:
-            residual = self.shortcut(x if x.ndim == 4 else from_c8(x))
         x_out = None
         if blocked is not None:
             x_out = empty_frames(x, len(x), self.channels_out, middle.shape[2:4], blocked)
@@ -134,7 +132,7 @@ class FusedBlock(nn.Module):
             middle,
             second.weight,
             second.bias,
-            residual=residual,
+            residual=x if self.shortcut is None else self.shortcut(x),
             x_out=x_out,
             y_out=target.frames,
             gamma=target.gamma,
@@ -165,21 +163,19 @@ class FusedUpsample(nn.Module):
         if temporal:
             self.time_conv = CausalConv(f"{name}.time_conv", channels, 2 * channels, size, kernel=1)
 
-    def forward(
-        self, x: Tensor, states: dict[str, Tensor], target: NormTarget, blocked: bool
-    ) -> Tensor:
-        """Map ``[T, C, H, W]``, or the same in blocks, to ``[T', C / 2, 2H, 2W]``.
+    def forward(self, x: Tensor, states: dict[str, Tensor], target: NormTarget) -> Tensor:
+        """Map ``[T, C, H, W]`` to ``[T', C / 2, 2H, 2W]``, channels_last.
 
         Args:
-            target, blocked: as :class:`FusedBlock` takes them.
+            x: channels_last, or in blocks of 8 channels where no frames are doubled.
+            target: as :class:`FusedBlock` takes it.
         """
         if self.time_conv is not None:
-            plain = x if x.ndim == 4 else from_c8(x)
-            x = double_frames(plain, self.time_conv, self.first, states)
+            x = double_frames(x, self.time_conv, self.first, states)
         x = x if x.ndim == 5 else to_c8(x)
         conv = cast(_UpsampleConv, self.resample["1"])
         size = (2 * x.shape[2], 2 * x.shape[3])
-        out = empty_frames(x, len(x), self.channels_out, size, blocked)
+        out = empty_frames(x, len(x), self.channels_out, size, blocked=False)
         position = level_position(states, self.rate)
         causal_conv(
             x,
@@ -192,6 +188,24 @@ class FusedUpsample(nn.Module):
             gamma=target.gamma,
             ring=target.ring,
         )
+        return out
+
+
+class FusedSplitConv(SplitConv):
+    """``SplitConv`` whose products the fused kernel makes."""
+
+    def __init__(
+        self, name: str, channels_in: int, channels_out: int, size: tuple[int, int]
+    ) -> None:
+        super().__init__(name, channels_in, channels_out, size)
+        self.partial = self.weight.shape[0]
+        self.weight = nn.Parameter(torch.empty(pack_weight(self.weight.detach()).shape))
+
+    def products(self, x: Tensor) -> Tensor:
+        """Return the taps' results ``[T, 3 O and fill, H, W]`` of frames in either layout."""
+        x = x if x.ndim == 5 else to_c8(x)
+        out = empty_frames(x, len(x), self.partial, x.shape[2:4], blocked=False)
+        causal_conv(x, self.weight, frames=len(x), x_out=out)
         return out
 
 

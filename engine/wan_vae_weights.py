@@ -120,9 +120,10 @@ def _arrange(name: str, tensor: Tensor, forms: Forms) -> Tensor:
             return channels_last(tensor.squeeze(2))
         case (3, 1, 1):
             return pack_weight(tensor, "stacked")
+        case _ if tensor.shape[0] <= FEW_CHANNELS:
+            split = pack_split_weight(tensor)
+            return causal_conv.pack_weight(split) if fused else split
         case _ if fused:
             return causal_conv.pack_weight(tensor)
-        case _ if tensor.shape[0] <= FEW_CHANNELS:
-            return pack_split_weight(tensor)
         case _:
             return pack_weight(tensor, layer_form(layer, tensor.shape[1], forms))

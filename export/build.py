@@ -33,6 +33,7 @@ from sdrt.export.tensorrt_pipeline import make_pipeline
 from sdrt.export.trial import Trial, TrialError
 from sdrt.export.weights import plan_weights
 from sdrt.export.worker import compile_one, start_compiler
+from sdrt.kernels.library import library_path
 from sdrt.runtime.manifest import (
     MANIFEST_NAME,
     Backend,
@@ -199,6 +200,8 @@ def build_key(request: Request) -> str:
     for folder in ("engine", "kernels", "export"):
         for path in sorted((root / folder).rglob("*.py")):
             digest.update(path.read_bytes())
+    if (library := library_path()) is not None:
+        digest.update(library.read_bytes())
     facts = {
         "preset": to_dict(request.preset),
         "device": request.machine().model_dump(),

@@ -7,12 +7,21 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from sdrt.engine.causal_conv import FORMS, channels_last, zero_histories
+from sdrt.engine.causal_conv import FORMS, SplitConv, channels_last, zero_histories
 from sdrt.engine.config import Preset
 from sdrt.engine.wan_vae_blocks import Attention, ResidualBlock, Upsample
 from sdrt.engine.wan_vae_chain import fusable
-from sdrt.engine.wan_vae_fused import FUSED, NOWHERE, POSITION, FusedBlock, FusedUpsample
+from sdrt.engine.wan_vae_fused import (
+    FUSED,
+    NOWHERE,
+    POSITION,
+    SPLIT_CHANNELS,
+    FusedBlock,
+    FusedSplitConv,
+    FusedUpsample,
+)
 from sdrt.engine.wan_vae_layers import Layer, decoder_chain, encoder_chain
+from sdrt.kernels.causal_conv import to_c8
 from sdrt.kernels.dispatch import use_hopper
 from sdrt.kernels.wide_attention import ANYWHERE, PRODUCTS
 
@@ -58,6 +67,9 @@ def vae_questions(preset: Preset, device: torch.device, dtype: torch.dtype) -> I
             rate //= 2 if layer.kind == "temporal" else 1
             yield asker.ask(name, asker.upsample, layer, 4 * latents // rate, size, rate)
             size = (size[0] * 2, size[1] * 2)
+        yield asker.ask(
+            "decoder.head.2", asker.split, config.dim * config.dim_mult[0], 4 * latents, size
+        )
 
 
 class _Asker:
@@ -108,6 +120,19 @@ class _Asker:
         if use_hopper(x) and fusable(layer, True):
             fused = self._ready(FusedUpsample(*arguments, rate))
             found[FUSED] = partial(fused, x, self._states(fused), NOWHERE, True)
+        return found
+
+    def split(self, channels: int, frames: int, size: tuple[int, int]) -> Candidates:
+        """Return the forms of the last convolution, to pictures."""
+        x = self._noise(frames, channels, *size)
+        arguments = ("last", channels, 3, size)
+        plain = self._ready(SplitConv(*arguments))
+        found: dict[str, Callable[[], object]] = {
+            PLAIN: partial(plain, x, zero_histories(plain, self.device))
+        }
+        if use_hopper(x) and len(plain.weight) == SPLIT_CHANNELS and channels % 16 == 0:
+            fused = self._ready(FusedSplitConv(*arguments))
+            found[FUSED] = partial(fused, to_c8(x), zero_histories(fused, self.device))
         return found
 
     def attention(self, channels: int, frames: int, size: tuple[int, int]) -> Candidates:

@@ -20,13 +20,20 @@ class KernelError(RuntimeError):
     """A compiled kernel refused its launch; the message names it and CUDA's error code."""
 
 
+def library_path() -> Path | None:
+    """Return the library's file, or None where sdrt was installed without a CUDA compiler."""
+    spec = importlib.util.find_spec(NAME)
+    path = Path(spec.origin) if spec and spec.origin else None
+    return path if path and path.is_file() else None
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """Return the library, or None where sdrt was installed without a CUDA compiler."""
-    spec = importlib.util.find_spec(NAME)
-    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+    """Return the library, or None where there is none."""
+    path = library_path()
+    if path is None:
         return None
-    kernels = ctypes.CDLL(spec.origin)
+    kernels = ctypes.CDLL(str(path))
     kernels.sdrt_ring_attention_workspace.restype = ctypes.c_int64
     return kernels
 
