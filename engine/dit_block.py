@@ -66,7 +66,101 @@ class CrossAttention(nn.Module):
         self.norm_q = RMSNorm(config.dim, config.eps)
 
 
-class DitBlock(StageModule):
+class RingBlock(StageModule):
+    """What every block does first: its self-attention's K and V go into the ring."""
+
+    def __init__(
+        self,
+        config: DitConfig,
+        batch: int,
+        tokens_per_frame: int,
+        window: int,
+        sink: int,
+        refresh_threshold: float = -1.0,
+    ) -> None:
+        """Build the part.
+
+        Args:
+            sink: frames that an adaptive sink compares; unlike the slots that are never
+                overwritten, they may be fewer than three.
+            refresh_threshold: adaptive sink; below 0 it is off and ring rows come from outside.
+        """
+        super().__init__()
+        self.config, self.batch, self.tokens = config, batch, tokens_per_frame
+        self.window, self.sink, self.threshold = window, sink, refresh_threshold
+        self.heads = (config.num_heads, config.head_dim)
+        self.modulation = nn.Parameter(torch.empty(1, 6, config.dim))
+        self.self_attn = SelfAttention(config)
+
+    def states(self, device: torch.device | str = "meta") -> dict[str, Tensor]:
+        """K and V rings ``[B*W, T, H, D]``; with an adaptive sink also its overwrite queue."""
+        config, dtype = self.config, self.modulation.dtype
+        shape = (self.batch * self.window, self.tokens, config.num_heads, config.head_dim)
+        states = {name: torch.zeros(shape, dtype=dtype, device=device) for name in ("k", "v")}
+        if self.threshold >= 0:
+            length = queue_length(self.window, self.batch)
+            integer = {"dtype": torch.int64, "device": device}
+            states["queue"] = torch.zeros(self.batch, length, **integer)
+            states["count"] = torch.zeros(self.batch, **integer)
+        return states
+
+    def projection(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """Return q, k and v of the tokens, side by side, neither normalised nor rotated."""
+        return self.self_attn.qkv(modulated_norm(x, shift, scale, self.config.eps))
+
+    def write_ring(
+        self,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        rows: Tensor,
+        position: Tensor,
+        states: dict[str, Tensor],
+    ) -> Tensor:
+        """Write the chunk's K and V into the ring; return q ``[B, N, H, D]``.
+
+        Args:
+            qkv: ``[B, N, 3 dim]``, neither normalised nor rotated.
+        """
+        attn, eps = self.self_attn, self.config.eps
+        norms = (attn.norm_q.weight, attn.norm_k.weight)
+        if self.threshold < 0:
+            return qk_norm_rope(qkv, *norms, cos, sin, rows, states["k"], states["v"], eps)
+        q, k, v = split_norm_rope(qkv, *norms, cos, sin, self.heads, eps)
+        rows = self.refreshed_rows(k, v, position, states)
+        for name, new in (("k", k), ("v", v)):
+            states[name].index_copy_(0, rows, new.reshape(-1, self.tokens, *self.heads))
+        return q
+
+    def refreshed_rows(
+        self, k: Tensor, v: Tensor, position: Tensor, states: dict[str, Tensor]
+    ) -> Tensor:
+        """Return the ring rows that the adaptive sink chooses for k and v ``[B, T, H, D]``."""
+        slot, queue, count = refresh_slot(
+            k,
+            v,
+            self.ring_frames(states["k"]),
+            self.ring_frames(states["v"]),
+            position,
+            states["queue"],
+            states["count"],
+            self.sink,
+            self.threshold,
+        )
+        states["queue"].copy_(queue)
+        states["count"].copy_(count)
+        return self.slot_rows(slot)
+
+    def ring_frames(self, ring: Tensor) -> Tensor:
+        """Return a ring as ``[B, W, T, H, D]``."""
+        return ring.view(self.batch, self.window, self.tokens, *self.heads)
+
+    def slot_rows(self, slot: Tensor) -> Tensor:
+        """Return slots ``[B, 1]`` as the ring's rows."""
+        return ring_rows(slot, self.window)
+
+
+class DitBlock(RingBlock):
     """One transformer block over the K/V ring; one compiled block serves every layer."""
 
     def __init__(
@@ -90,32 +184,14 @@ class DitBlock(StageModule):
             refresh_threshold: adaptive sink; below 0 it is off and ring rows come from outside.
             attention, text_attention: implementations of ``kernels.ring_attention``.
         """
-        super().__init__()
-        self.attention, self.text_attention = attention, text_attention
-        self.config, self.batch, self.tokens = config, batch, tokens_per_frame
-        self.window, self.sink, self.full = window, sink, full
-        self.threshold = refresh_threshold
-        self.heads = (config.num_heads, config.head_dim)
+        super().__init__(config, batch, tokens_per_frame, window, sink, refresh_threshold)
+        self.full, self.attention, self.text_attention = full, attention, text_attention
         dim = config.dim
-        self.modulation = nn.Parameter(torch.empty(1, 6, dim))
-        self.self_attn = SelfAttention(config)
         self.norm3 = nn.LayerNorm(dim, eps=config.eps)
         self.cross_attn = CrossAttention(config)
         self.ffn = nn.Sequential(
             nn.Linear(dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, dim)
         )
-
-    def states(self, device: torch.device | str = "meta") -> dict[str, Tensor]:
-        """K and V rings ``[B*W, T, H, D]``; with an adaptive sink also its overwrite queue."""
-        config, dtype = self.config, self.modulation.dtype
-        shape = (self.batch * self.window, self.tokens, config.num_heads, config.head_dim)
-        states = {name: torch.zeros(shape, dtype=dtype, device=device) for name in ("k", "v")}
-        if self.threshold >= 0:
-            length = queue_length(self.window, self.batch)
-            integer = {"dtype": torch.int64, "device": device}
-            states["queue"] = torch.zeros(self.batch, length, **integer)
-            states["count"] = torch.zeros(self.batch, **integer)
-        return states
 
     def forward(
         self,
@@ -139,7 +215,7 @@ class DitBlock(StageModule):
         """
         eps = self.config.eps
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.float() + e0).unbind(2)
-        qkv = self.self_attn.qkv(modulated_norm(x, shift1, scale1, eps))
+        qkv = self.projection(x, shift1, scale1)
         out = self.attend_ring(qkv, cos, sin, rows, valid, position, states)
         x = gated(x, self.self_attn.o(out), gate1)
 
@@ -169,15 +245,7 @@ class DitBlock(StageModule):
         Args:
             qkv: ``[B, N, 3 dim]``, neither normalised nor rotated.
         """
-        attn, eps = self.self_attn, self.config.eps
-        norms = (attn.norm_q.weight, attn.norm_k.weight)
-        if self.threshold < 0:
-            q = qk_norm_rope(qkv, *norms, cos, sin, rows, states["k"], states["v"], eps)
-        else:
-            q, k, v = split_norm_rope(qkv, *norms, cos, sin, self.heads, eps)
-            rows = self.refreshed_rows(k, v, position, states)
-            for name, new in (("k", k), ("v", v)):
-                states[name].index_copy_(0, rows, new.reshape(-1, self.tokens, *self.heads))
+        q = self.write_ring(qkv, cos, sin, rows, position, states)
         ring = (self.batch, self.window * self.tokens, *self.heads)
         k, v = states["k"].view(ring), states["v"].view(ring)
         return ring_attention(q, k, v, None if self.full else valid, self.attention).flatten(2)
@@ -186,32 +254,25 @@ class DitBlock(StageModule):
         """Attend to the prompt with q ``[1, B*N, H, D]``; return ``[1, B*N, dim]``."""
         return ring_attention(q, cross_k, cross_v, None, self.text_attention).flatten(2)
 
-    def refreshed_rows(
-        self, k: Tensor, v: Tensor, position: Tensor, states: dict[str, Tensor]
-    ) -> Tensor:
-        """Return the ring rows that the adaptive sink chooses for k and v ``[B, T, H, D]``."""
-        slot, queue, count = refresh_slot(
-            k,
-            v,
-            self.ring_frames(states["k"]),
-            self.ring_frames(states["v"]),
-            position,
-            states["queue"],
-            states["count"],
-            self.sink,
-            self.threshold,
-        )
-        states["queue"].copy_(queue)
-        states["count"].copy_(count)
-        return self.slot_rows(slot)
 
-    def ring_frames(self, ring: Tensor) -> Tensor:
-        """Return a ring as ``[B, W, T, H, D]``."""
-        return ring.view(self.batch, self.window, self.tokens, *self.heads)
+class DitKeys(RingBlock):
+    """The last block of a clean pass, of which nothing but the K and V is of use."""
 
-    def slot_rows(self, slot: Tensor) -> Tensor:
-        """Return slots ``[B, 1]`` as the ring's rows."""
-        return ring_rows(slot, self.window)
+    def forward(
+        self,
+        x: Tensor,
+        e0: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        rows: Tensor,
+        position: Tensor,
+        *,
+        states: dict[str, Tensor],
+    ) -> tuple[()]:
+        """Overwrite the chunk's K and V; the arguments are :class:`DitBlock`'s."""
+        shift, scale = (self.modulation.float() + e0).unbind(2)[:2]
+        self.write_ring(self.projection(x, shift, scale), cos, sin, rows, position, states)
+        return ()
 
 
 class CrossKV(StageModule):

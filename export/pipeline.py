@@ -6,7 +6,7 @@ import torch
 
 from sdrt.engine.config import Preset
 from sdrt.engine.dit import DitIn, DitOut, TextEmbedding
-from sdrt.engine.dit_block import CrossKV, DitBlock
+from sdrt.engine.dit_block import CrossKV, DitBlock, DitKeys
 from sdrt.engine.frames import FramesToPixels, MotionNoise, PixelsToFrames
 from sdrt.engine.schedule import step_tables
 from sdrt.engine.stage import StageModule
@@ -223,6 +223,25 @@ class Pipeline:
         self.builder.package("shift", lambda: ShiftRows(self.steps))
         return self.builder.call("shift", SHIFTED, ["rows.latent"], states="rows")
 
+    def _keys(self, x: str, shared: Sequence[str], layer: int) -> Call:
+        """Return the call of a clean pass's last block, which only writes K and V."""
+        stream = self.preset.stream
+        self.builder.package(
+            "dit_keys",
+            lambda: DitKeys(
+                self.preset.dit,
+                1,
+                stream.tokens_per_frame,
+                stream.window_frames,
+                stream.sink_frames,
+                stream.sink_refresh_threshold,
+            ),
+        )
+        inputs = [x, *(name for name in shared if not name.startswith("valid."))]
+        return self.builder.call(
+            "dit_keys", inputs, states=f"ring.{layer}", weights=f"block.{layer}"
+        )
+
     def _dit(
         self,
         phase: Phase,
@@ -273,6 +292,9 @@ class Pipeline:
         for first, last in self.ranges:
             calls = [*before, head] if first == 0 else []
             for layer in range(first, last):
+                if layer == dit.num_layers - 1 and not renoise:
+                    calls.append(self._keys(residual[layer % 2], shared, layer))
+                    break
                 calls.append(
                     builder.call(
                         f"dit_block.{phase}",
