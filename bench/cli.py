@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -46,6 +47,10 @@ def run(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("bench-results"),
     quick: Annotated[bool, typer.Option("--quick", help="Few AR steps, no torch.compile.")] = False,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Steady AR steps of the main stream; else those of 7 s."),
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
@@ -55,6 +60,7 @@ def run(
     ] = None,
 ) -> None:
     """Measure scenarios and write one result each; exit code 1 if a section failed."""
+    from sdrt.bench.measure import Length
     from sdrt.bench.run import FULL, QUICK, SECTIONS, Run
     from sdrt.bench.scenarios import ScenarioError
     from sdrt.engine.config import ConfigError
@@ -64,6 +70,8 @@ def run(
         _fail(f"--only {sorted(unknown)[0]}: unknown section; use one of {', '.join(SECTIONS)}")
     sections = frozenset(only or SECTIONS)
     effort = QUICK if quick else FULL
+    if steps is not None:
+        effort = replace(effort, main=Length(seconds=0, least=steps, most=steps))
     failed = False
     try:
         for name, directory in _pairs(names or [], engine):

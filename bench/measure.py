@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -66,12 +66,17 @@ class Length:
 
 
 def record_stream(
-    streamer: Streamer, source: ChunkSource, length: Length, ahead: int
+    streamer: Streamer,
+    source: ChunkSource,
+    length: Length,
+    ahead: int,
+    when_steady: Callable[[], object] = lambda: None,
 ) -> list[Record]:
     """Stream until enough steady AR steps are measured; return a record of every step.
 
     Args:
         ahead: AR steps that are submitted before the one awaited; ``sdrun`` has 1 on a GPU.
+        when_steady: called once, before the first steady AR step is awaited.
     Raises:
         RuntimeError: the window does not fill.
     """
@@ -98,6 +103,7 @@ def record_stream(
         if seen["filling"] > MAX_FILLING:
             raise RuntimeError(f"the window is not full after {MAX_FILLING} AR steps")
         if seen["warm"] == WARM_STEPS and not seen["steady"]:
+            when_steady()
             wanted = length.steps((records[-1].received_ms - records[-2].received_ms) / 1e3)
     while pending:
         _receive(streamer, pending.popleft(), started, seen)
@@ -197,5 +203,16 @@ class MemoryMeter:
         }
 
     def _counters(self) -> tuple[int, int]:
-        stats = torch.cuda.memory_stats(self._device)
-        return stats["allocation.all.allocated"], stats["num_device_alloc"]
+        counts = allocator_counts(self._device)
+        return counts["requests"], counts["device_allocations"]
+
+
+def allocator_counts(device: torch.device) -> dict[str, int]:
+    """Return the caching allocator's counters since the process began, and bytes held now."""
+    stats = torch.cuda.memory_stats(device)
+    return {
+        "requests": stats["allocation.all.allocated"],
+        "device_allocations": stats["num_device_alloc"],
+        "held_bytes": stats["allocated_bytes.all.current"],
+        "reserved_bytes": stats["reserved_bytes.all.current"],
+    }

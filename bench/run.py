@@ -22,6 +22,7 @@ from sdrt.bench.measure import (
     MemoryMeter,
     Record,
     Streamer,
+    allocator_counts,
     as_dicts,
     record_stream,
     summarise,
@@ -210,16 +211,25 @@ class Run:
     def _stream(self, name: str, streamer: Streamer, length: Length, ahead: int) -> None:
         """Measure one variant: speed, memory, energy, launches."""
         memory, sampler = MemoryMeter(self.device), Sampler(open_meter(self.device))
+        before: dict[str, int] = {}
+
+        def count() -> None:
+            if self.device.type == "cuda":
+                before.update(allocator_counts(self.device))
+
         with sampler:
             started = time.perf_counter()
-            records = record_stream(streamer, self.source, length, ahead)
+            records = record_stream(streamer, self.source, length, ahead, count)
             seconds = time.perf_counter() - started
+        grown = {key: allocator_counts(self.device)[key] - value for key, value in before.items()}
         if name == self.main:
             self.records = records
         variant: dict[str, Any] = {
             "summary": summarise(records),
             "memory": memory.read() or _resident(sampler.samples),
         }
+        if grown:
+            variant["steady_allocator"] = grown
         if sampler.joules is not None:
             frames = sum(record.frames for record in records)
             variant["energy"] = {

@@ -64,6 +64,14 @@ def repeat(result: Result) -> list[Block]:
         again = main["repeat"]["summary"]["fps"]
         spread = abs(again / main["summary"]["fps"] - 1)
         text += f" Measured again later in the same run: {again:.2f} FPS ({spread:.1%} apart)."
+    if "steady_allocator" in main:
+        grown = main["steady_allocator"]
+        text += (
+            f" In the steady AR steps: {grown['requests']} allocator requests, device memory "
+            f"{grown['held_bytes']:+d} bytes."
+        )
+    ratio = main["summary"]["interval_ms"]["p99"] / main["summary"]["interval_ms"]["p50"]
+    text += f" p99 / p50 of the time between chunks: {ratio:.3f}."
     allocations = main["launches"].get("allocations")
     if allocations is not None:
         text += f" Allocator requests in 2 traced AR steps: {allocations}."

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sdrt.bench.cli import app
-from sdrt.bench.compare import CompareError, compare
+from sdrt.bench.compare import ALONE, CompareError, compare
 
 
 @pytest.mark.parametrize("stage", ["encode_ms", "diffuse_ms", "decode_ms"])
@@ -35,6 +35,20 @@ def test_a_repeat_counts_too(result) -> None:
     before, after = result(seed=1), result({"decode_ms": 18.0}, seed=2)
     before["variants"]["packages"]["repeat"] = result(seed=3)["variants"]["packages"]
     assert compare(before, after).regressions(0.05)
+
+
+def test_stages_are_those_of_one_chunk_at_a_time(result) -> None:
+    """Beside each other, stages take longer than their own time: that is no regression."""
+    before, after = result(seed=1), result(seed=2)
+    beside = {"encode_ms": 20.0}
+    for run, stages in ((before, None), (after, beside)):
+        run["variants"][ALONE] = result(seed=3)["variants"]["packages"]
+        run["variants"]["packages"] = result(stages, seed=4)["variants"]["packages"]
+    names = {change.name for change in compare(before, after).regressions(0.05)}
+    assert names == {"interval_ms"}
+    after["variants"][ALONE] = result({"decode_ms": 18.0}, seed=5)["variants"]["packages"]
+    names = {change.name for change in compare(before, after).regressions(0.05)}
+    assert "decode_ms" in names and "encode_ms" not in names
 
 
 def test_other_presets_are_refused(result) -> None:

@@ -42,8 +42,12 @@ class FakeStream:
 
 @pytest.mark.parametrize("ahead", [0, 1])
 def test_phases_and_order_of_a_stream(ahead) -> None:
-    stream = FakeStream()
-    records = record_stream(stream, ChunkSource(16, 16), Length(0.01, 5, 5), ahead)
+    stream, steady_at = FakeStream(), []
+    source, length = ChunkSource(16, 16), Length(0.01, 5, 5)
+    records = record_stream(
+        stream, source, length, ahead, lambda: steady_at.append(stream.received)
+    )
+    assert steady_at == [5]
     assert [record.phase for record in records] == ["filling"] * 3 + ["warm"] * 2 + ["steady"] * 5
     assert [record.index for record in records] == list(range(10))
     assert stream.submitted == stream.received == 10 + ahead
