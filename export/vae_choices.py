@@ -119,7 +119,7 @@ class _Asker:
         }
         if use_hopper(x) and fusable(layer, True):
             fused = self._ready(FusedUpsample(*arguments, rate))
-            found[FUSED] = partial(fused, x, self._states(fused), NOWHERE, True)
+            found[FUSED] = partial(fused, x, self._states(fused), NOWHERE)
         return found
 
     def split(self, channels: int, frames: int, size: tuple[int, int]) -> Candidates:
