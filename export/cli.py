@@ -108,9 +108,10 @@ def _build(
     from sdrt.engine.config import ConfigError
     from sdrt.engine.weights import WeightsError, open_source
     from sdrt.export.backends import BackendError, choose_backends, choose_ring, choose_targets
-    from sdrt.export.build import BuildError, Request, build, default_folder, parse_ranges
+    from sdrt.export.build import build
     from sdrt.export.mixed import MixedError
     from sdrt.export.progress import Progress
+    from sdrt.export.request import BuildError, Request, default_folder, parse_ranges
     from sdrt.export.tensorrt import Settings
     from sdrt.export.tensorrt_pipeline import default_ranges
 
@@ -196,7 +197,7 @@ def _print_table(console: Console, manifest, seconds: float) -> None:
 def _device(name: str | None):
     import torch
 
-    from sdrt.export.build import BuildError
+    from sdrt.export.request import BuildError
 
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from sdrt.engine.config import Preset, to_dict
+from sdrt.export.folder import BAKED_FOLDER
 from sdrt.export.plan import Plan
 from sdrt.export.progress import Progress
 from sdrt.export.tensorrt import PlanError, Settings
 from sdrt.runtime.manifest import Backend, EngineSpec, PackageSpec, describe_file
-
-BAKED_FOLDER = "baked"
-"""In a work folder: the weights that become part of plans."""
 
 
 class PlanWorker:

@@ -243,11 +243,11 @@ class EngineCache:
         self.folder = folder
 
     def get(self, request, make: Callable[[Path], object]) -> Path:
-        """Return the engine of an ``export.build.Request``; ``make`` builds it where it is told.
+        """Return the engine of an ``export.request.Request``; ``make`` builds it where it is told.
 
         The request's ``out`` is ignored.
         """
-        from sdrt.export.build import build_key
+        from sdrt.export.request import build_key
         from sdrt.runtime import manifest
 
         sources = build_key(request) + manifest.file_sha256(Path(manifest.__file__))
@@ -277,7 +277,7 @@ def tiny_engine(engine_cache: EngineCache) -> Path:
     """
     from sdrt.engine.config import load
     from sdrt.engine.weights import open_source
-    from sdrt.export.build import Request
+    from sdrt.export.request import Request
 
     preset = load("tiny")
     source = open_source("bundled", preset)
@@ -302,9 +302,10 @@ def built_packages(engine_cache: EngineCache):
     """
     from rich.console import Console
 
-    from sdrt.export import build as builder
+    from sdrt.export.build import build as build_engine
     from sdrt.export.pipeline import Pipeline
     from sdrt.export.progress import Progress
+    from sdrt.export.request import Request
 
     whole_plan = Pipeline.plan
 
@@ -317,15 +318,15 @@ def built_packages(engine_cache: EngineCache):
                 plan.stages[index] = stage.model_copy(update={"calls": calls})
             return plan
 
-        def request(out: Path) -> builder.Request:
+        def request(out: Path) -> Request:
             blocks = ((0, preset.dit.num_layers),)
-            return builder.Request(preset, source, out, torch.device("cpu"), blocks)
+            return Request(preset, source, out, torch.device("cpu"), blocks)
 
         def make(target: Path) -> None:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(Pipeline, "plan", some_packages)
                 with Progress(Console(quiet=True), 0) as progress:
-                    builder.build(request(target), progress)
+                    build_engine(request(target), progress)
 
         return engine_cache.get(request(Path("unused")), make)
 

@@ -21,12 +21,14 @@ from typer.testing import CliRunner, Result
 from sdrt.engine.config import from_dict, load, preset_names
 from sdrt.engine.weights import WeightsError, open_source
 from sdrt.export import build as builder
+from sdrt.export import compile as compiling
 from sdrt.export import store
-from sdrt.export.build import BuildError, Request, build, default_folder, parse_ranges
+from sdrt.export.build import build
 from sdrt.export.cli import app
 from sdrt.export.inductor import CompileError
 from sdrt.export.pipeline import Pipeline
 from sdrt.export.progress import Progress
+from sdrt.export.request import BuildError, Request, build_key, default_folder, parse_ranges
 from sdrt.runtime.manifest import read_manifest
 from sdrt.runtime.session import Session
 
@@ -84,7 +86,7 @@ def compile_fake(tiny_engine: Path, monkeypatch) -> Callable[..., None]:
 
             def __exit__(self, *_: object) -> None: ...
 
-        monkeypatch.setattr(builder, "ProcessPoolExecutor", Pool)
+        monkeypatch.setattr(compiling, "ProcessPoolExecutor", Pool)
 
     install()
     return install
@@ -160,14 +162,14 @@ def test_another_request_takes_nothing_over(compile_fake, request_tiny) -> None:
 
 
 def test_the_key_covers_what_packages_are_made_of(request_tiny, monkeypatch) -> None:
-    key = builder.build_key(request_tiny)
+    key = build_key(request_tiny)
     other = from_dict(request_tiny.preset.model_dump() | {"precision": "bf16"})
-    assert builder.build_key(replace(request_tiny, preset=other)) != key
+    assert build_key(replace(request_tiny, preset=other)) != key
     # Weights and ranges are no part of a package: changing them keeps what is compiled.
     synthetic = open_source("synthetic", request_tiny.preset)
-    assert builder.build_key(replace(request_tiny, source=synthetic, ranges=((0, 8),))) == key
+    assert build_key(replace(request_tiny, source=synthetic, ranges=((0, 8),))) == key
     monkeypatch.setenv("CXX", "another-c++")
-    assert builder.build_key(request_tiny) != key
+    assert build_key(request_tiny) != key
 
 
 def test_replacing_needs_force_and_keeps_the_old_one_until_the_end(
@@ -398,7 +400,7 @@ def test_print_config(name: str) -> None:
 def test_refusals(arguments: list[str], reason: str, tmp_path: Path, monkeypatch) -> None:
     """Exit code 2, one line, nothing left behind, before anything is compiled."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(builder, "_compile", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr(builder, "compile_packages", lambda *_: pytest.fail("compiled"))
     result = run("--device", "cpu", *arguments)
     assert result.exit_code == 2, result.output
     assert result.stderr.startswith("error: ") and reason in result.stderr

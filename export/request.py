@@ -1,0 +1,119 @@
+"""What to build, for which device and where, and the hash of all that a package depends on."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from sdrt.engine.config import Preset, to_dict
+from sdrt.engine.weights import Source
+from sdrt.export.describe import describe_device, versions
+from sdrt.export.inductor import options
+from sdrt.export.pipeline import Pipeline
+from sdrt.export.tensorrt import Settings
+from sdrt.export.tensorrt_pipeline import make_pipeline
+from sdrt.kernels.library import library_path
+from sdrt.runtime.manifest import Backend, DeviceSpec
+
+
+class BuildError(ValueError):
+    """An engine directory could not be built; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to build, for which device, and where."""
+
+    preset: Preset
+    source: Source
+    out: Path
+    device: torch.device
+    ranges: tuple[tuple[int, int], ...]
+    """Consecutive block ranges of the DiT."""
+    force: bool = False
+    """Replace an engine directory that is there."""
+    jobs: int | None = None
+    """Packages compiled at once; by default as many as cores and memory allow."""
+    backends: Mapping[str, Backend] = field(default_factory=dict)
+    """Stage -> backend; Inductor for all unless given."""
+    tensorrt: Settings = Settings()
+    """How TensorRT plans are built; with targets, ``device`` is only where weights convert."""
+    keep_onnx: bool = False
+    """Leave the ONNX files of the plans in the engine directory."""
+    add: bool = False
+    """Add a variant for another device to an engine directory that is there."""
+
+    def pipeline(self, choices: Mapping[str, str] | None = None) -> Pipeline:
+        """Return the pipeline of the preset for these backends."""
+        kind = "cuda" if self.tensorrt.targets else self.device.type
+        return make_pipeline(
+            self.preset, self.ranges, kind, self.backends, self.tensorrt.ring, choices
+        )
+
+    def machine(self) -> DeviceSpec:
+        """Return the device that is built for."""
+        targets = self.tensorrt.targets
+        if not targets or set(self.backends.values()) != {"tensorrt-rtx"}:
+            return describe_device(self.device)
+        name = ", ".join(targets)
+        return DeviceSpec(type="cuda", name=name, capability=None, driver=None, targets=targets)
+
+
+def default_folder(preset: Preset, device: torch.device, targets: Sequence[str] = ()) -> str:
+    """Return the name of an engine directory: ``<preset>--<gpu>-sm90--bf16``."""
+    if targets:
+        machine = "-".join(target.replace("_", "") for target in targets)
+    elif device.type == "cpu":
+        machine = "cpu"
+    else:
+        name = torch.cuda.get_device_name(device).lower().removeprefix("nvidia ")
+        major, minor = torch.cuda.get_device_capability(device)
+        machine = f"{name.replace(' ', '-')}-sm{major}{minor}"
+    return f"{preset.name}--{machine}--{preset.precision}"
+
+
+def parse_ranges(text: str | None, layers: int) -> tuple[tuple[int, int], ...]:
+    """Return the block ranges of ``0:15,15:30``.
+
+    Raises:
+        BuildError: they are not consecutive or do not cover all layers.
+    """
+    if text is None:
+        return ((0, layers),)
+    rule = f"must be consecutive and cover blocks 0 to {layers}, such as 0:{layers}"
+    try:
+        ranges = tuple(tuple(int(end) for end in part.split(":")) for part in text.split(","))
+    except ValueError:
+        ranges = ()
+    ends = [end for part in ranges for end in part]
+    starts = [0, *(part[-1] for part in ranges)]
+    fits = ends and all(len(part) == 2 and part[0] < part[1] for part in ranges)
+    if not fits or ends[::2] != starts[:-1] or ends[-1] != layers:
+        raise BuildError(f"--ranges {text}: {rule}")
+    return tuple((first, last) for first, last in ranges)
+
+
+def build_key(request: Request) -> str:
+    """Return a hash of everything that a package depends on: request, versions, our sources."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for folder in ("engine", "kernels", "export"):
+        for path in sorted((root / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    if (library := library_path()) is not None:
+        digest.update(library.read_bytes())
+    facts = {
+        "preset": to_dict(request.preset),
+        "device": request.machine().model_dump(),
+        "backends": dict(request.backends),
+        "tensorrt": asdict(request.tensorrt),
+        "versions": versions(),
+        "options": options(request.device),
+        "compiler": os.environ.get("CXX"),
+    }
+    digest.update(json.dumps(facts, sort_keys=True).encode())
+    return digest.hexdigest()
