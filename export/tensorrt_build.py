@@ -1,15 +1,13 @@
 """Building the TensorRT plans of an engine directory, in a process that may crash."""
 
-import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
 from sdrt.engine.config import Preset, to_dict
+from sdrt.export.child import Child, ChildCrash
 from sdrt.export.folder import BAKED_FOLDER
 from sdrt.export.plan import Plan
 from sdrt.export.progress import Progress
@@ -18,41 +16,27 @@ from sdrt.runtime.manifest import Backend, EngineSpec, PackageSpec, describe_fil
 
 
 class PlanWorker:
-    """A child process that builds plans one after another; it is started again after a crash."""
+    """Builds plans one after another, in a child process."""
 
     def __init__(self, setup: Mapping[str, Any]) -> None:
-        self._setup = setup
-        self._process: subprocess.Popen[str] | None = None
+        self._child = Child("sdrt.export.tensorrt_worker", setup)
 
     def build(self, name: str, known: str | None, progress: Progress) -> dict[str, Any]:
-        """Build one plan; return the child's last answer.
+        """Build one plan; return the child's answer.
 
         Args:
             known: the weights' hash of a plan that is there already.
         Raises:
             PlanError: it failed, or took the process down.
         """
-        process = self._start()
-        assert process.stdin is not None and process.stdout is not None
         try:
-            process.stdin.write(json.dumps({"name": name, "known": known}) + "\n")
-            process.stdin.flush()
-            while line := process.stdout.readline():
-                answer = json.loads(line)
-                if "progress" not in answer:
-                    break
-                progress.step(name, answer["progress"])
-            else:
-                answer = None
-        except BrokenPipeError:
-            answer = None
-        if answer is None:
-            code = process.wait()
-            self._process = None
+            request = {"name": name, "known": known}
+            answer = self._child.ask(request, lambda text: progress.step(name, text))
+        except ChildCrash as crash:
             raise PlanError(
-                f"plan {name}: the builder crashed (exit status {code}), most likely for want of "
+                f"plan {name}: the builder crashed ({crash}), most likely for want of "
                 "memory or by a fault of the library; try smaller --ranges or another version"
-            )
+            ) from None
         if "error" in answer:
             raise PlanError(f"plan {name}: {answer['error']}")
         return answer
@@ -61,22 +45,7 @@ class PlanWorker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
-
-    def _start(self) -> subprocess.Popen[str]:
-        if self._process is None:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "sdrt.export.tensorrt_worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                process_group=0,  # an interrupt from the terminal is the builder's business
-            )
-            assert self._process.stdin is not None
-            self._process.stdin.write(json.dumps(self._setup) + "\n")
-        return self._process
+        self._child.close()
 
 
 def build_plans(

@@ -1,10 +1,7 @@
 """What runs in the TensorRT build's child process: exporting stages and building their plans."""
 
-import contextlib
 import hashlib
-import json
 import logging
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -16,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sdrt.engine.config import from_dict
+from sdrt.export.child import Requests
 from sdrt.export.onnx_export import ExportError, OnnxStage, export_stage
 from sdrt.export.plan import PlannedPackage
 from sdrt.export.tensorrt import BuildReport, PlanError, Settings, build_plan, load_library
@@ -99,23 +97,23 @@ def describe_engine(
     )
 
 
-def serve(answer: Any) -> None:
-    """Build the packages named on standard input, one answer a line; a crash ends the process.
+def serve(requests: Requests) -> None:
+    """Build the plans that are asked for; a crash ends the process.
 
-    The first line says what to build from; then each line is ``{"name", "known"}``, where
+    The first request says what to build from; then each is ``{"name", "known"}``, where
     ``known`` is the weights' hash of a plan that is there already. The answers are
     ``{"progress"}``, any number of them, then ``{"engine", "seconds"}``, ``{"known"}`` or
     ``{"error"}``.
     """
-    setup = json.loads(sys.stdin.readline())
+    pending, answer = iter(requests), requests.answer
+    setup = next(pending)
     preset = from_dict(setup["preset"])
     ranges = [tuple(part) for part in setup["ranges"]]
     settings = Settings(**setup["settings"] | {"targets": tuple(setup["settings"]["targets"])})
     arguments = (preset, ranges, setup["device"], setup["backends"], settings.ring)
     plan = make_pipeline(*arguments).plan()
     folder, files = Path(setup["folder"]), WeightFiles(Path(setup["weights"]))
-    for line in sys.stdin:
-        request = json.loads(line)
+    for request in pending:
         name, planned = request["name"], plan.packages[request["name"]]
         started = time.perf_counter()
         weights = files.load(planned.baked.values())
@@ -146,17 +144,10 @@ def serve(answer: Any) -> None:
 
 
 def main() -> None:
-    """Answer on the real standard output; what libraries print goes to standard error."""
+    """Serve the builder."""
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
-    output = sys.stdout
-
-    def answer(message: dict) -> None:
-        output.write(json.dumps(message) + "\n")
-        output.flush()
-
-    with contextlib.redirect_stdout(sys.stderr):
-        serve(answer)
+    serve(Requests())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """What runs in the build's child processes: compiling packages, and trying each one out."""
 
-import json
 import os
 import signal
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 
 from sdrt.engine.config import from_dict
+from sdrt.export.child import Requests
 from sdrt.export.inductor import CompileError, compile_package, example_arguments
 from sdrt.export.plan import Plan
 from sdrt.export.tensorrt_pipeline import make_pipeline
@@ -61,13 +61,13 @@ def compile_one(name: str, path: str) -> float:
 
 
 def try_packages() -> None:
-    """Load and run packages named on standard input, answering each; a crash ends the process.
+    """Load and run the packages that are asked for; a crash ends the process.
 
-    A line is ``{"path", "device", "arguments"}``; the answer is ``{"error"}``, null if all went
-    well.
+    A request is ``{"path", "device", "arguments"}``; the answer is ``{"error"}``, null if all
+    went well.
     """
-    for line in sys.stdin:
-        request = json.loads(line)
+    requests = Requests()
+    for request in requests:
         device = torch.device(request["device"])
         specs = tuple(TensorSpec.model_validate(spec) for spec in request["arguments"])
         error = None
@@ -80,7 +80,7 @@ def try_packages() -> None:
                     torch.cuda.synchronize()
         except RuntimeError as failure:
             error = str(failure).strip().splitlines()[0]
-        print(json.dumps({"error": error}), flush=True)
+        requests.answer({"error": error})
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from sdrt.runtime.session import Session
 for optional in ("tensorrt_rtx", "onnx", "onnxscript"):
     pytest.importorskip(optional, reason="the extra `tensorrt-rtx` is not installed")
 
-from sdrt.export import tensorrt_build  # noqa: E402
 from sdrt.export.onnx_export import export_stage  # noqa: E402
 from sdrt.export.tensorrt import PlanError, Settings, build_plan, load_library  # noqa: E402
 from sdrt.export.tensorrt_build import PlanWorker  # noqa: E402
@@ -191,12 +190,12 @@ def test_a_crash_of_the_builder_is_an_error_message(monkeypatch, tmp_path: Path)
     crashing = tmp_path / "python"
     crashing.write_text("#!/bin/sh\nread line\nkill -SEGV $$\n")
     crashing.chmod(0o755)
-    monkeypatch.setattr(tensorrt_build.sys, "executable", str(crashing))
+    monkeypatch.setattr(sys, "executable", str(crashing))
     with PlanWorker({}) as worker:
         for _ in range(2):
             with pytest.raises(PlanError, match=r"plan dit: .* crashed \(exit status -11\)"):
                 worker.build("dit", None, None)  # type: ignore[arg-type]
-    monkeypatch.setattr(tensorrt_build.sys, "executable", sys.executable)
+    monkeypatch.setattr(sys, "executable", sys.executable)
 
 
 class Doubles(StageModule):
