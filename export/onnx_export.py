@@ -1,6 +1,5 @@
 """Stage modules to ONNX: functions of inputs and states whose weights keep their names."""
 
-import copy
 import hashlib
 import logging
 import warnings
@@ -14,6 +13,7 @@ from onnxscript.optimizer import optimize_ir
 from torch import Tensor, nn
 
 from sdrt.engine.stage import StageModule
+from sdrt.export.eager import with_weights
 from sdrt.export.plan import PlannedPackage, as_tuple
 
 OPSET = 24
@@ -113,10 +113,7 @@ def export_stage(planned: PlannedPackage, weights: Mapping[str, Tensor]) -> Onnx
         ExportError: the exporter failed, or an input is not used.
     """
     flat = planned.module
-    stage = copy.deepcopy(flat.stage)
-    values = {name: weights[weight] for name, weight in planned.baked.items()}
-    stage.load_state_dict(values, strict=False, assign=True)
-    module = _Functional(stage, flat.inputs)
+    module = _Functional(with_weights(planned, weights), flat.inputs)
     states = flat.inputs + flat.outputs  # index of the first state among the arguments
     indices = [*range(flat.inputs), *range(states, states + len(module.state_names))]
     # One distinct tensor an input: a tensor passed twice would become one input.

@@ -19,8 +19,11 @@ MAY_IMPORT = {
 }
 """Folder -> modules, with what lies below them."""
 
-ALSO = {"export/worker.py": {"sdrt.runtime.program"}}
-"""The trial of a new package loads it as the runtime will."""
+ALSO = {
+    "export/worker.py": {"sdrt.runtime.program"},
+    "export/eager.py": {"sdrt.runtime.program", "sdrt.runtime.session"},
+}
+"""A new package is tried out, and plans are rehearsed, as the runtime will run them."""
 
 FOREIGN = {"kernels": {"torch", "triton"}}
 """Packages from outside that a folder is limited to; the standard library aside."""

@@ -20,11 +20,10 @@ from sdrt.engine.wan_vae_weights import from_public as wan_vae_from_public
 from sdrt.engine.wan_vae_weights import public_shapes as wan_vae_shapes
 from sdrt.engine.weights import open_source
 from sdrt.export.backends import BackendError, RingMode, choose_backends
-from sdrt.export.describe import describe
+from sdrt.export.eager import rehearsal
 from sdrt.export.plan import PlanBuilder
 from sdrt.export.tensorrt_pipeline import default_ranges, make_pipeline
 from sdrt.export.weights import plan_weights
-from sdrt.runtime.manifest import PackageSpec, TextSpec, WeightsSpec
 from sdrt.runtime.session import Session
 
 for optional in ("onnx", "onnxruntime", "onnxscript"):
@@ -45,21 +44,11 @@ def onnx_session(preset, source, ranges, ring: RingMode = "length") -> Session:
     backends = choose_backends(preset, "tensorrt-rtx", [])
     plan = make_pipeline(preset, ranges, "cpu", backends, ring).plan()
     baked = dict(plan_weights(plan, preset, source, device, baked=True))
-    packages, programs = {}, {}
-    for name, planned in plan.packages.items():
-        programs[name] = OrtProgram(export_stage(planned, baked))
-        packages[name] = PackageSpec(
-            backend=planned.backend,
-            file="",
-            sha256="",
-            bytes=0,
-            build_s=0.0,
-            arguments=planned.arguments,
-        )
-    weights = WeightsSpec(source="", synthetic=False, files=())
-    manifest = describe(plan, preset, device, packages, weights, TextSpec(kind="hashed-words"))
+    programs = {
+        name: OrtProgram(export_stage(planned, baked)) for name, planned in plan.packages.items()
+    }
     tables = dict(plan_weights(plan, preset, source, device))
-    return Session(manifest, programs, tables, device, capture=False)
+    return rehearsal(preset, plan, programs, tables, device)
 
 
 @pytest.mark.parametrize(
