@@ -54,8 +54,11 @@ def choose_backends(
     return chosen  # type: ignore[return-value]
 
 
-def choose_ring(backends: Mapping[str, Backend]) -> RingMode:
+def choose_ring(backends: Mapping[str, Backend], check_onnx: bool = False) -> RingMode:
     """Return the best that the installed library can do with the K/V ring.
+
+    Args:
+        check_onnx: onnxruntime is needed too.
 
     Raises:
         BackendError: TensorRT is wanted, and it or what exports to it is not installed.
@@ -63,6 +66,8 @@ def choose_ring(backends: Mapping[str, Backend]) -> RingMode:
     for backend in sorted({"tensorrt", "tensorrt-rtx"} & set(backends.values())):
         needed = {"onnx": "onnx", "onnxscript": "onnxscript"}
         needed[backend.replace("-", "_")] = backend
+        if check_onnx:
+            needed["onnxruntime"] = "onnxruntime"
         missing = [package for name, package in needed.items() if find_spec(name) is None]
         if missing:
             raise BackendError(
@@ -105,7 +110,7 @@ def choose_targets(
         raise BackendError(f"no CUDA device is here to build TensorRT plans for: {advice}")
     if "tensorrt-rtx" not in kinds:
         return ()
-    targets = tuple(target.split(",")) if target is not None else (_architecture(device),)
+    targets = tuple(target.split(",")) if target is not None else architectures(device)
     for name in targets:
         if name not in RTX_ARCHITECTURES:
             known = ", ".join(RTX_ARCHITECTURES)
@@ -118,6 +123,9 @@ def choose_targets(
     return targets
 
 
-def _architecture(device: torch.device) -> str:
+def architectures(device: torch.device) -> tuple[str, ...]:
+    """Return the architecture of a GPU that is here, such as ``sm_90``; none of a CPU."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return ()
     major, minor = torch.cuda.get_device_capability(device)
-    return f"sm_{major}{minor}"
+    return (f"sm_{major}{minor}",)

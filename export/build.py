@@ -9,16 +9,19 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
+from sdrt.export.calibrate import CalibrationError
 from sdrt.export.choices import choose
 from sdrt.export.compile import compile_packages
 from sdrt.export.describe import describe
 from sdrt.export.folder import (
     BAKED_FOLDER,
     CHOICES_NAME,
+    alone,
     check_target,
     clean,
     install,
     open_partial,
+    whole_disk,
 )
 from sdrt.export.mixed import add_variant
 from sdrt.export.plan import Plan
@@ -27,6 +30,7 @@ from sdrt.export.request import BuildError, Request
 from sdrt.export.store import write_text_encoder, write_weights
 from sdrt.export.tensorrt import PlanError
 from sdrt.export.tensorrt_build import build_plans
+from sdrt.export.trial import TrialError
 from sdrt.export.weights import plan_weights
 from sdrt.runtime.manifest import (
     Choice,
@@ -48,24 +52,32 @@ def build(request: Request, progress: Progress) -> Manifest:
     interrupted build of the same request are taken over.
 
     Raises:
-        BuildError: the target is taken or not writable, or a package fails.
+        BuildError: the target is taken, not writable or being built, the disk is full, or a
+            package fails.
         WeightsError: the weights do not fit.
     """
-    check_target(request)
     if request.device.type == "cuda" and not torch.cuda.is_available():
         raise BuildError(
             "no CUDA device is here: packages for a GPU are built on it; or --device cpu"
         )
-    partial = open_partial(request)
+    check_target(request)
+    with alone(request.out), whole_disk(request.out):
+        check_target(request)  # another build may have finished meanwhile
+        return _build(request, open_partial(request), progress)
+
+
+def _build(request: Request, partial: Path, progress: Progress) -> Manifest:
     choices = _choose(request, partial)
     chosen = {name: choice.chosen for name, choice in choices.items()}
     plan = request.pipeline(chosen).plan()
     stored = _background(lambda: _store(request, plan, partial, chosen))
     packages = compile_packages(request, plan, partial, progress, stored, chosen)
     weights, text = stored.result()
-    packages |= _build_plans(request, plan, partial, progress)
+    packages |= _build_plans(request, plan, partial, progress, text)
     packages = {name: packages[name] for name in plan.packages}
     manifest = describe(plan, request.preset, request.machine(), packages, weights, text, choices)
+    if request.arguments:
+        manifest = manifest.model_copy(update={"builds": (request.arguments,)})
     write_manifest(partial, manifest)
     clean(partial)
     if request.add:
@@ -119,22 +131,11 @@ def _store(
 
 
 def _build_plans(
-    request: Request, plan: Plan, partial: Path, progress: Progress
+    request: Request, plan: Plan, partial: Path, progress: Progress, text: TextSpec
 ) -> dict[str, PackageSpec]:
-    kind = "cuda" if request.tensorrt.targets else request.device.type
     try:
-        return build_plans(
-            request.preset,
-            request.ranges,
-            kind,
-            request.backends,
-            plan,
-            partial,
-            request.tensorrt,
-            request.keep_onnx,
-            progress,
-        )
-    except PlanError as error:
+        return build_plans(request, plan, partial, progress, text)
+    except (PlanError, CalibrationError, TrialError) as error:
         raise BuildError(str(error)) from error
 
 

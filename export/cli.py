@@ -2,11 +2,17 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from sdrt.export.options import Options
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from sdrt.engine.config import Preset
+    from sdrt.export.request import Request
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -75,11 +81,26 @@ def build_engines(
     timing_cache: Annotated[
         Path | None, typer.Option(help="TensorRT (not RTX): file that keeps kernel timings.")
     ] = None,
+    fp8: Annotated[
+        str | None,
+        typer.Option(help="TensorRT: run linears of the DiT in FP8 (lossy): all, or ffn_up,…."),
+    ] = None,
+    calibration_clip: Annotated[
+        Path | None, typer.Option(help="FP8: a clip to calibrate on; a generated one by default.")
+    ] = None,
+    calibration_steps: Annotated[
+        int, typer.Option(help="FP8: AR steps of the calibration.", min=2)
+    ] = 4,
+    check_onnx: Annotated[
+        bool, typer.Option(help="TensorRT: check every stage in onnxruntime before it is built.")
+    ] = False,
     print_config: Annotated[
         bool, typer.Option(help="Print the preset as resolved, and stop.")
     ] = False,
 ) -> None:
     """Compile a preset's stages for this machine into an engine directory."""
+    given = dict(locals())
+    del given["print_config"]
     from sdrt.engine.config import ConfigError, dump, load
 
     try:
@@ -89,66 +110,23 @@ def build_engines(
             return
     except ConfigError as error:
         _fail(str(error))
-    choice = (backend, stage_backend or [], target)
-    settings = {
-        "optimization_level": optimization_level,
-        "aux_streams": aux_streams,
-        "workspace_mib": workspace_mib,
-        "timing_cache": str(timing_cache) if timing_cache else None,
-    }
-    flags = (force, keep_onnx, add, explain)
-    _build(resolved, out, weights, component or [], ranges, device, jobs, choice, settings, flags)
+    _build(resolved, Options(**given))
 
 
-def _build(
-    resolved, out, weights, component, ranges, device, jobs, choice, settings, flags
-) -> None:
-    import torch
-
+def _build(preset: "Preset", options: Options) -> None:
     from sdrt.engine.config import ConfigError
-    from sdrt.engine.weights import WeightsError, open_source
-    from sdrt.export.backends import BackendError, choose_backends, choose_ring, choose_targets
+    from sdrt.engine.weights import WeightsError
+    from sdrt.export.backends import BackendError
     from sdrt.export.build import build
     from sdrt.export.mixed import MixedError
     from sdrt.export.progress import Progress
-    from sdrt.export.request import BuildError, Request, default_folder, parse_ranges
-    from sdrt.export.tensorrt import Settings
-    from sdrt.export.tensorrt_pipeline import default_ranges
+    from sdrt.export.request import BuildError
 
     console = Console(soft_wrap=True)
     try:
-        target = _device(device)
-        spec = weights or ("bundled" if resolved.name == "tiny" else "default")
-        source = open_source(spec, resolved, _components(component))
-        blocks = parse_ranges(ranges, resolved.dit.num_layers)
-        force, keep_onnx, add, explain = flags
-        backends = choose_backends(resolved, *choice[:2])
-        targets = choose_targets(resolved, backends, choice[2], target)
-        plans = Settings(targets, ring=choose_ring(backends), **settings)
-        if ranges is None and backends["dit"] != "inductor":
-            blocks = default_ranges(resolved.dit.num_layers)
-        if choice[2] is not None:
-            target = torch.device("cpu")  # where weights are converted; nothing runs
-        if target.type == "cuda" and not torch.cuda.is_available():
-            raise BuildError(
-                "no CUDA device is here: use --device cpu, or build on the GPU's machine"
-            )
-        folder = out or Path("engines") / default_folder(resolved, target, plans.targets)
-        request = Request(
-            resolved,
-            source,
-            folder,
-            target,
-            blocks,
-            force,
-            jobs,
-            backends=backends,
-            tensorrt=plans,
-            keep_onnx=keep_onnx,
-            add=add,
-        )
+        request = _request(preset, options)
         packages = len(request.pipeline().plan().packages)
-        console.print(f"building {folder} ({packages} packages, {request.machine().name})")
+        console.print(f"building {request.out} ({packages} packages, {request.machine().name})")
         with Progress(console, packages) as progress:
             manifest = build(request, progress)
             seconds = progress.seconds
@@ -157,14 +135,73 @@ def _build(
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on where this one stopped")
         raise typer.Exit(130) from None
-    if explain:
-        _explain(console, folder, manifest)
+    if options.explain:
+        _explain(console, request.out, manifest)
     _print_table(console, manifest, seconds)
     if manifest.weights.synthetic:
         console.print(
             "the weights are synthetic: this engine is for benchmarks, its output is noise"
         )
-    console.print(f"built {folder} in {seconds:.0f} s; run it: sdrun --engine {folder} …")
+    console.print(f"built {request.out} in {seconds:.0f} s; run it: sdrun --engine {request.out} …")
+
+
+def _request(preset: "Preset", options: Options) -> "Request":
+    """Return what to build.
+
+    Raises:
+        BuildError, BackendError, WeightsError: options that do not go together, or not here.
+    """
+    import torch
+
+    from sdrt.engine.weights import open_source
+    from sdrt.export.backends import architectures, choose_backends, choose_ring, choose_targets
+    from sdrt.export.calibrate import Material
+    from sdrt.export.fp8 import check_fp8, choose_groups
+    from sdrt.export.request import BuildError, Request, default_folder, parse_ranges
+    from sdrt.export.tensorrt import Settings
+    from sdrt.export.tensorrt_pipeline import default_ranges
+
+    device = _device(options.device)
+    spec = options.weights or ("bundled" if preset.name == "tiny" else "default")
+    source = open_source(spec, preset, _components(options.component or []))
+    blocks = parse_ranges(options.ranges, preset.dit.num_layers)
+    backends = choose_backends(preset, options.backend, options.stage_backend or [])
+    targets = choose_targets(preset, backends, options.target, device)
+    groups = choose_groups(options.fp8)
+    check_fp8(groups, preset.precision, backends, targets or architectures(device))
+    if options.check_onnx and set(backends.values()) == {"inductor"}:
+        raise BuildError("--check-onnx: no stage is built by TensorRT")
+    settings = Settings(
+        targets,
+        options.optimization_level,
+        options.aux_streams,
+        options.workspace_mib,
+        str(options.timing_cache) if options.timing_cache else None,
+        choose_ring(backends, options.check_onnx),
+        groups,
+    )
+    if options.ranges is None and backends["dit"] != "inductor":
+        blocks = default_ranges(preset.dit.num_layers)
+    if options.target is not None:
+        device = torch.device("cpu")  # where weights are converted; nothing runs
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BuildError("no CUDA device is here: use --device cpu, or build on the GPU's machine")
+    return Request(
+        preset,
+        source,
+        options.out or Path("engines") / default_folder(preset, device, targets),
+        device,
+        blocks,
+        options.force,
+        options.jobs,
+        backends=backends,
+        tensorrt=settings,
+        keep_onnx=options.keep_onnx,
+        check_onnx=options.check_onnx,
+        calibration=Material(options.calibration_clip, options.calibration_steps),
+        add=options.add,
+        arguments=options.arguments(),
+    )
 
 
 def _explain(console: Console, folder: Path, manifest) -> None:
@@ -173,10 +210,12 @@ def _explain(console: Console, folder: Path, manifest) -> None:
         for name, package in variant.packages.items():
             if package.engine is None:
                 continue
+            fp8_gemms = package.engine.fp8.gemms if package.engine.fp8 else 0
             layers = (folder / package.file).with_suffix(".layers.txt").read_text().splitlines()
             console.print(
                 f"{name}: {len(layers)} layers, {package.engine.fused_attentions} of them fused "
-                f"attention, {package.engine.activation_bytes / 1e6:.1f} MB of activations"
+                f"attention, {fp8_gemms} FP8 matrix products, "
+                f"{package.engine.activation_bytes / 1e6:.1f} MB of activations"
             )
             for layer in layers:
                 console.print(f"  {layer}", markup=False, highlight=False)

@@ -93,11 +93,6 @@ def _accept(name: str, plan: Plan, partial: Path, seconds: float, trial: Trial) 
     """Try a new package out and describe it; from now on an interrupted build keeps it."""
     file = f"stages/{name}.pt2"
     arguments = plan.packages[name].arguments
-    try:
-        trial.run(name, partial / file, arguments)
-    except TrialError:
-        (partial / file).unlink()
-        raise
     described: FileSpec = describe_file(partial, file)
     spec = PackageSpec(
         backend="inductor",
@@ -105,6 +100,11 @@ def _accept(name: str, plan: Plan, partial: Path, seconds: float, trial: Trial) 
         build_s=round(seconds, 2),
         arguments=arguments,
     )
+    try:
+        trial.run(name, partial, spec)
+    except TrialError:
+        (partial / file).unlink()
+        raise
     (partial / "stages" / f"{name}.json").write_text(spec.model_dump_json())
     return spec
 

@@ -20,8 +20,6 @@ from sdrt.runtime.manifest import (
     WeightsSpec,
 )
 
-VERSION = "0.1.0"
-
 
 def describe_device(device: torch.device) -> DeviceSpec:
     """Return what the manifest says of a device."""
@@ -34,6 +32,14 @@ def describe_device(device: torch.device) -> DeviceSpec:
         capability=torch.cuda.get_device_capability(device),
         driver=_driver_version(),
     )
+
+
+def sdrt_version() -> str:
+    """Return the version of sdrt; ``source`` in a bare checkout, as ``sdrun`` says there."""
+    try:
+        return importlib.metadata.version("sdrt")
+    except importlib.metadata.PackageNotFoundError:
+        return "source"
 
 
 def versions() -> dict[str, str]:
@@ -60,7 +66,7 @@ def describe(
     chosen = dict(choices or {})
     return Manifest(
         schema_version=SCHEMA_VERSION,
-        sdrt=VERSION,
+        sdrt=sdrt_version(),
         preset=to_dict(preset),
         device=device if isinstance(device, DeviceSpec) else describe_device(device),
         versions=versions(),

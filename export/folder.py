@@ -1,8 +1,16 @@
 """The folders of a build: the target, and the work folder that becomes it."""
 
+import contextlib
+import errno
+import fcntl
+import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
+
+from safetensors import SafetensorError
 
 from sdrt.export.mixed import check_addition
 from sdrt.export.request import BuildError, Request, build_key
@@ -14,6 +22,76 @@ CHOICES_NAME = "choices.json"
 """Beside it: the implementations that were the fastest."""
 BAKED_FOLDER = "baked"
 """In a work folder: the weights that become part of plans."""
+FULL = os.strerror(errno.ENOSPC)
+"""What every library's message of a full disk contains."""
+FINISHED = (".json", ".pt2", ".plan", ".layers.txt")
+"""Endings of a finished package's files in ``stages``."""
+
+
+@contextlib.contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Keep other builds out of a folder; a build that died keeps nobody out.
+
+    Raises:
+        BuildError: another process is building it, or it cannot be written.
+    """
+    path = out.with_name(f"{out.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise BuildError(f"{out}: cannot be written ({error.strerror})") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_at(file, path):
+                raise BlockingIOError  # its last owner has just removed it
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read() or "that has just begun"
+            raise BuildError(
+                f"{out}: process {owner} is building it; wait for that, or choose another --out"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink()
+
+
+def _is_at(file: IO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def whole_disk(out: Path) -> Iterator[None]:
+    """Make one line of a full disk, and remove from the work folder what was half written.
+
+    Raises:
+        BuildError: the disk became full.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, BuildError) as error:
+        # safetensors and child processes give the message only.
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full and FULL not in str(error):
+            raise
+    else:
+        return
+    partial = out.with_name(f"{out.name}.partial")
+    for folder in ("weights", "text", BAKED_FOLDER, "onnx"):
+        shutil.rmtree(partial / folder, ignore_errors=True)
+    discard_unfinished(partial)
+    raise BuildError(
+        f"{out}: the disk is full; make room and give the same command again: what is finished "
+        f"lies in {partial}"
+    )
 
 
 def check_target(request: Request) -> None:
@@ -40,8 +118,7 @@ def open_partial(request: Request) -> Path:
                 raise BuildError(f"{partial}: in the way of the build, and not made by one")
             for folder in ("weights", "text", BAKED_FOLDER):
                 shutil.rmtree(partial / folder, ignore_errors=True)
-            for path in (partial / "stages").glob("*.tmp.pt2"):
-                path.unlink()
+            discard_unfinished(partial)
             if key_file.read_text() != key:
                 shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
@@ -50,6 +127,19 @@ def open_partial(request: Request) -> Path:
     except OSError as error:
         raise BuildError(f"{request.out}: cannot be written ({error.strerror})") from None
     return partial
+
+
+def discard_unfinished(partial: Path) -> None:
+    """Remove every file of a package that was not finished: those have a description beside."""
+    stages = partial / "stages"
+    finished = [path.name.removesuffix(".json") for path in stages.glob("*.json")]
+    kept = {f"{name}{ending}" for name in finished for ending in FINISHED}
+    for path in stages.glob("*"):
+        if path.name not in kept:
+            path.unlink()
+    for path in (partial / "onnx").glob("*"):
+        if path.name.partition(".onnx")[0] not in finished:
+            path.unlink()
 
 
 def clean(partial: Path) -> None:

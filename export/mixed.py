@@ -64,7 +64,8 @@ def add_variant(partial: Path, manifest: Manifest, out: Path) -> Manifest:
     weights = manifest.weights.model_copy(update={"files": files})
     variant = Variant(**shared | {"packages": packages, "weights": weights})
     whole = read_manifest(out)
-    whole = whole.model_copy(update={"others": (*whole.others, variant)})
+    builds = (*whole.build_arguments, *manifest.build_arguments)
+    whole = whole.model_copy(update={"others": (*whole.others, variant), "builds": builds})
     scratch = out / "new"
     scratch.mkdir()
     write_manifest(scratch, whole)

@@ -11,6 +11,13 @@ from torch import Tensor
 
 from sdrt.export.onnx_export import OnnxStage
 
+TOLERANCE = 1e-4
+"""Relative, in float32; what the golden cases allow between machines."""
+
+
+class CheckError(RuntimeError):
+    """A stage computes something else in onnxruntime than the eager module does."""
+
 
 def standard_model(stage: OnnxStage) -> ir.Model:
     """Return a copy of the graph without what only TensorRT knows; the weights are shared.

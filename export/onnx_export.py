@@ -53,6 +53,8 @@ class OnnxStage:
     """Tensors that lie in memory with their channels innermost."""
     weights: frozenset[str] = frozenset()
     """Initialisers that are weights of the model; the others are part of the graph."""
+    fp8_linears: int = 0
+    """Linears that were quantised to FP8."""
 
     def save(self, path: Path) -> None:
         """Write the graph to ``path`` and its weights to ``<path>.data``."""

@@ -25,24 +25,35 @@ class Progress:
         self._began = time.perf_counter()
 
     def started(self, name: str) -> None:
-        """A package is being compiled; may be said again."""
+        """A package is being compiled, or something else takes a while; may be said again."""
         if name not in self._running:
             self._running[name] = self._bars.add_task(f"  {name}", total=None, count="")
 
-    def step(self, name: str, text: str) -> None:
-        """A package's builder is at a step of a phase, such as ``Compiling 3/7``."""
-        self._bars.update(self._all, description=f"{name}: {text}")
+    def step(self, name: str, fraction: float, phase: str) -> None:
+        """What was started is in a phase, with a fraction of the whole done."""
+        percent = f"{fraction:.0%}"
+        self._bars.update(
+            self._running[name],
+            description=f"  {name}: {phase}",
+            total=1.0,
+            completed=fraction,
+            count=percent,
+        )
+
+    def ended(self, name: str, line: str) -> None:
+        """What was started is done; ``line`` says how it went."""
+        if name in self._running:
+            self._bars.remove_task(self._running.pop(name))
+        self._bars.console.print(f"  {name}: {line}")
 
     def finished(self, name: str, seconds: float) -> None:
         """A package is compiled and has run."""
-        if name in self._running:
-            self._bars.remove_task(self._running.pop(name))
-        self._bars.console.print(f"  {name}: compiled in {seconds:.1f} s")
+        self.ended(name, f"compiled in {seconds:.1f} s")
         self._advance()
 
     def reused(self, name: str) -> None:
         """A package of an interrupted build is taken over."""
-        self._bars.console.print(f"  {name}: taken over from the interrupted build")
+        self.ended(name, "taken over from the interrupted build")
         self._advance()
 
     def _advance(self) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from sdrt.engine.config import Preset, to_dict
 from sdrt.engine.weights import Source
+from sdrt.export.calibrate import Material
 from sdrt.export.describe import describe_device, versions
 from sdrt.export.inductor import options
 from sdrt.export.pipeline import Pipeline
@@ -44,8 +45,15 @@ class Request:
     """How TensorRT plans are built; with targets, ``device`` is only where weights convert."""
     keep_onnx: bool = False
     """Leave the ONNX files of the plans in the engine directory."""
+    check_onnx: bool = False
+    """Compare every plan's graph in onnxruntime with the eager module before it is built."""
+    calibration: Material = Material()
+    """What FP8 is calibrated on, where plans have any."""
     add: bool = False
     """Add a variant for another device to an engine directory that is there."""
+
+    arguments: tuple[str, ...] = ()
+    """Of the command line that asked for it, for the command that builds it again."""
 
     def pipeline(self, choices: Mapping[str, str] | None = None) -> Pipeline:
         """Return the pipeline of the preset for these backends."""

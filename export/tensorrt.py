@@ -2,11 +2,13 @@
 
 import importlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdrt.export.backends import RingMode
+from sdrt.export.phases import make_monitor
 
 if TYPE_CHECKING:  # needs the ONNX packages, which a build of packages does without
     from sdrt.export.onnx_export import OnnxStage
@@ -17,6 +19,10 @@ LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 class PlanError(RuntimeError):
     """A plan could not be built; the message says what stood in the way."""
+
+
+class Cancelled(PlanError):
+    """The build of a plan was given up because nobody waits for it."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class Settings:
     """File that keeps kernel timings between builds (``tensorrt`` only: RTX has no such thing)."""
     ring: RingMode = "length"
     """What the library can do with the K/V ring."""
+    fp8: tuple[str, ...] = ()
+    """Groups of the DiT's linears that run in FP8."""
 
 
 @dataclass
@@ -42,6 +50,8 @@ class BuildReport:
     """What the builder said of a plan."""
 
     fused_attentions: int = 0
+    fp8_gemms: int = 0
+    """Matrix products with both operands in FP8."""
     activation_bytes: int = 0
     layers: list[str] = field(default_factory=list)
     """One line a layer of the built engine: its name and what was fused into it."""
@@ -85,14 +95,17 @@ def build_plan(
     stage: "OnnxStage",
     onnx_path: Path,
     settings: Settings,
-    on_progress: Any = None,
+    on_progress: Callable[[str, float], object] = lambda *_: None,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> tuple[memoryview, BuildReport]:
     """Parse a saved ONNX graph and build a plan.
 
     Args:
         stage: what ``onnx_path`` holds; says which tensors are channels-last.
-        on_progress: called with the builder's phase, step and number of steps.
+        on_progress: called with the builder's phase and the fraction of all that is done.
+        cancelled: asked at every step; once it says so, the builder stops.
     Raises:
+        Cancelled: ``cancelled`` said so.
         PlanError: the parser or the builder refuses; or a warning shows a plan that would
             compute something else.
     """
@@ -107,9 +120,11 @@ def build_plan(
     _check_caches(trt, network, stage)
     _set_formats(trt, network, stage)
     config = _configure(trt, builder, settings)
-    if on_progress is not None and hasattr(trt, "IProgressMonitor"):
-        config.progress_monitor = _monitor(trt, on_progress)
+    if hasattr(trt, "IProgressMonitor"):
+        config.progress_monitor = make_monitor(trt, on_progress, cancelled)
     plan = builder.build_serialized_network(network, config)
+    if plan is None and cancelled():
+        raise Cancelled("given up")
     if plan is None:
         raise PlanError(f"the builder refuses it: {'; '.join(logger.errors()[:3]) or 'no reason'}")
     _check_unused(logger)
@@ -119,6 +134,11 @@ def build_plan(
         raise PlanError(
             f"{report.fused_attentions} of {stage.attentions} attention layers are fused; "
             "the others would need many times the memory"
+        )
+    if report.fp8_gemms < stage.fp8_linears and hasattr(trt, "ComputeCapability"):
+        raise PlanError(
+            f"{report.fp8_gemms} of {stage.fp8_linears} linears became FP8 matrix products; "
+            "take the other groups out of --fp8"
         )
     return memoryview(plan), report
 
@@ -133,8 +153,15 @@ def read_log(messages: list[str]) -> BuildReport:
             operations = re.search(r"Metadata: (.*)", text)
             made_of = operations[1] if operations else ""
             report.layers.append(f"{found[1]} ({found[2]}) {made_of}".rstrip())
+            report.fp8_gemms += found[2] == "gemm" and _is_fp8(text)
     report.fused_attentions = sum("_mha" in layer.split(" ")[0] for layer in report.layers)
     return report
+
+
+def _is_fp8(layer: str) -> bool:
+    """Tell whether a layer's line in the log has FP8 among both its inputs and its constants."""
+    operands = re.search(r"Inputs: \[(.*?)\], Constants: \[(.*?)\], Outputs:", layer)
+    return operands is not None and all("Datatype: FP8" in part for part in operands.groups())
 
 
 def _check_unused(logger: Any) -> None:
@@ -192,22 +219,3 @@ def _set_formats(trt: Any, network: Any, stage: "OnnxStage") -> None:
             tensor.allowed_formats = 1 << int(trt.TensorFormat.HWC8)
         else:
             tensor.allowed_formats = 1 << int(trt.TensorFormat.LINEAR)
-
-
-def _monitor(trt: Any, on_progress: Any) -> Any:
-    class Monitor(trt.IProgressMonitor):
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self.steps: dict[str, int] = {}
-
-        def phase_start(self, phase_name, parent_phase, num_steps) -> None:
-            self.steps[phase_name] = num_steps
-
-        def step_complete(self, phase_name, step) -> bool:
-            on_progress(phase_name, step + 1, self.steps.get(phase_name, 0))
-            return True  # go on
-
-        def phase_finish(self, phase_name) -> None:
-            self.steps.pop(phase_name, None)
-
-    return Monitor()

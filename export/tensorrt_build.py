@@ -1,37 +1,63 @@
 """Building the TensorRT plans of an engine directory, in a process that may crash."""
 
+import contextlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
-from sdrt.engine.config import Preset, to_dict
+import torch
+
+from sdrt.engine.config import to_dict
+from sdrt.export.backends import architectures
+from sdrt.export.calibrate import Calibration, calibrate
 from sdrt.export.child import Child, ChildCrash
-from sdrt.export.folder import BAKED_FOLDER
+from sdrt.export.folder import BAKED_FOLDER, discard_unfinished
+from sdrt.export.fp8 import is_quantised
 from sdrt.export.plan import Plan
 from sdrt.export.progress import Progress
-from sdrt.export.tensorrt import PlanError, Settings
-from sdrt.runtime.manifest import Backend, EngineSpec, PackageSpec, describe_file
+from sdrt.export.request import Request
+from sdrt.export.tensorrt import PlanError
+from sdrt.export.trial import Trial
+from sdrt.runtime.manifest import EngineSpec, Fp8Spec, PackageSpec, TextSpec, describe_file
 
 
 class PlanWorker:
-    """Builds plans one after another, in a child process."""
+    """Checks and builds plans one after another, in a child process."""
 
-    def __init__(self, setup: Mapping[str, Any]) -> None:
+    def __init__(self, setup: Mapping[str, Any], progress: Progress) -> None:
         self._child = Child("sdrt.export.tensorrt_worker", setup)
+        self._progress = progress
 
-    def build(self, name: str, known: str | None, progress: Progress) -> dict[str, Any]:
+    def check(self, name: str) -> float:
+        """Compare a plan's graph with the eager module; return the relative error.
+
+        Raises:
+            PlanError: it is beyond the tolerance, or took the process down.
+        """
+        return self._ask(name, "checking in onnxruntime", {"check": name})["error_found"]
+
+    def build(self, name: str, known: str | None, largest: Mapping[str, float]) -> dict[str, Any]:
         """Build one plan; return the child's answer.
 
         Args:
-            known: the weights' hash of a plan that is there already.
+            known: the hash of a plan's weights and scales that is there already.
+            largest: the weights of linears to quantise, with the largest inputs of these.
         Raises:
             PlanError: it failed, or took the process down.
         """
+        request = {"name": name, "known": known, "largest": dict(largest)}
+        return self._ask(name, "exporting", request)
+
+    def _ask(self, name: str, what: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        def show(step: Mapping[str, Any]) -> None:
+            self._progress.step(name, step["done"], step["phase"])
+
+        self._progress.started(name)
+        self._progress.step(name, 0.0, what)
         try:
-            request = {"name": name, "known": known}
-            answer = self._child.ask(request, lambda text: progress.step(name, text))
+            answer = self._child.ask(request, show)
         except ChildCrash as crash:
             raise PlanError(
                 f"plan {name}: the builder crashed ({crash}), most likely for want of "
@@ -49,61 +75,135 @@ class PlanWorker:
 
 
 def build_plans(
-    preset: Preset,
-    ranges: Sequence[tuple[int, int]],
-    device: str,
-    backends: Mapping[str, Backend],
-    plan: Plan,
-    partial: Path,
-    settings: Settings,
-    keep_onnx: bool,
-    progress: Progress,
+    request: Request, plan: Plan, partial: Path, progress: Progress, text: TextSpec
 ) -> dict[str, PackageSpec]:
     """Build every TensorRT plan of an engine directory, one at a time.
 
-    A plan that an interrupted build left is taken over if its weights are the same.
+    A plan that an interrupted build left is taken over if its weights and scales are the same.
 
     Args:
         partial: the work folder; the weights lie in its ``baked`` folder.
-        keep_onnx: leave the ONNX files in the engine directory.
+        text: what encodes prompts.
     Raises:
         PlanError: a plan cannot be built.
+        TrialError: the GPU that it is for is here, and it does not run.
+        CalibrationError: FP8 cannot be calibrated.
     """
     names = [name for name, planned in plan.packages.items() if planned.backend != "inductor"]
     if not names:
         return {}
     (partial / "onnx").mkdir(exist_ok=True)
-    setup = {
-        "preset": to_dict(preset),
-        "ranges": list(ranges),
-        "device": device,
-        "backends": dict(backends),
-        "settings": asdict(settings),
+    calibration = _calibrate(request, partial, progress, text)
+    built: dict[str, PackageSpec] = {}
+    with (
+        _tidy(request, partial),
+        Trial(str(_card(request))) as trial,
+        PlanWorker(_setup(request, partial), progress) as worker,
+    ):
+        errors: dict[str, float] = {}
+        for name in names if request.check_onnx else ():
+            errors[name] = worker.check(name)
+            progress.ended(name, f"onnxruntime and the eager module agree to {errors[name]:.1e}")
+        for name in names:
+            spec, is_new = _build_one(request, plan, partial, progress, worker, calibration, name)
+            if is_new and _card(request) is not None:
+                progress.step(name, 1.0, "trying it out")
+                trial.run(name, partial, spec, _integers(plan, name))
+            if is_new:
+                # From now on an interrupted build keeps it.
+                (partial / "stages" / f"{name}.json").write_text(spec.model_dump_json())
+                progress.finished(name, spec.build_s)
+            if not request.keep_onnx:  # they are as large as the weights
+                for path in (partial / "onnx").glob(f"{name}.onnx*"):
+                    path.unlink()
+            built[name] = _with_check(spec, errors.get(name))
+    shutil.rmtree(partial / BAKED_FOLDER)
+    return built
+
+
+def _setup(request: Request, partial: Path) -> dict[str, Any]:
+    """Return what the child builds from."""
+    return {
+        "preset": to_dict(request.preset),
+        "ranges": list(request.ranges),
+        "device": "cuda" if request.tensorrt.targets else request.device.type,
+        "backends": dict(request.backends),
+        "settings": asdict(request.tensorrt),
         "folder": str(partial),
         "weights": str(partial / BAKED_FOLDER / "weights"),
     }
-    built: dict[str, PackageSpec] = {}
-    with PlanWorker(setup) as worker:
-        for name in names:
-            known = _known(partial, name)
-            if keep_onnx and not (partial / "onnx" / f"{name}.onnx").is_file():
-                known = None
-            progress.started(name)
-            digest = known.engine.weights_sha256 if known is not None and known.engine else None
-            answer = worker.build(name, digest, progress)
-            if known is not None and "known" in answer:
-                built[name] = known
-                progress.reused(name)
-                continue
-            built[name] = _describe(partial, name, plan, answer)
-            progress.finished(name, answer["seconds"])
-            if not keep_onnx:
-                for path in (partial / "onnx").glob(f"{name}.onnx*"):
-                    path.unlink()
-    if not keep_onnx:
-        shutil.rmtree(partial / "onnx")
-    shutil.rmtree(partial / BAKED_FOLDER)
-    return built
+
+
+@contextlib.contextmanager
+def _tidy(request: Request, partial: Path):
+    """Leave finished files only, however the build ends; ONNX files only if asked for."""
+    try:
+        yield
+    finally:
+        discard_unfinished(partial)
+        if not request.keep_onnx:
+            shutil.rmtree(partial / "onnx", ignore_errors=True)
+
+
+def _calibrate(
+    request: Request, partial: Path, progress: Progress, text: TextSpec
+) -> Calibration | None:
+    groups = request.tensorrt.fp8
+    if not groups:
+        return None
+    progress.started("fp8")
+    calibration = calibrate(
+        request.preset,
+        request.source,
+        request.ranges,
+        request.device,
+        groups,
+        text,
+        request.out if request.add else partial,
+        request.calibration,
+        lambda done, phase: progress.step("fp8", done, phase),
+    )
+    worst = max(calibration.range_errors.values())
+    progress.ended(
+        "fp8",
+        f"{', '.join(groups)} lose {calibration.latent_error:.2%} of the latents after "
+        f"{request.calibration.steps} AR steps (at most {worst:.2%} in a range alone)",
+    )
+    return calibration
+
+
+def _build_one(
+    request: Request,
+    plan: Plan,
+    partial: Path,
+    progress: Progress,
+    worker: PlanWorker,
+    calibration: Calibration | None,
+    name: str,
+) -> tuple[PackageSpec, bool]:
+    """Return a plan's description and whether it was built now."""
+    known = _known(partial, name)
+    if request.keep_onnx and not (partial / "onnx" / f"{name}.onnx").is_file():
+        known = None
+    digest = known.engine.weights_sha256 if known is not None and known.engine else None
+    largest = {} if calibration is None else calibration.largest
+    groups = request.tensorrt.fp8
+    own = plan.packages[name].baked.values()
+    largest = {weight: largest[weight] for weight in own if is_quantised(weight, groups)}
+    answer = worker.build(name, digest, largest)
+    if known is not None and "known" in answer:
+        progress.reused(name)
+        return known, False
+    if largest:
+        assert calibration is not None
+        answer["engine"]["fp8"] = Fp8Spec(
+            groups=groups,
+            gemms=answer["fp8_gemms"],
+            largest=largest,
+            range_error=calibration.range_errors[name],
+            latent_error=calibration.latent_error,
+        ).model_dump()
+    return _describe(partial, name, plan, answer), True
 
 
 def _known(partial: Path, name: str) -> PackageSpec | None:
@@ -112,14 +212,36 @@ def _known(partial: Path, name: str) -> PackageSpec | None:
 
 
 def _describe(partial: Path, name: str, plan: Plan, answer: Mapping[str, Any]) -> PackageSpec:
-    """Describe a new plan; from now on an interrupted build keeps it."""
     planned = plan.packages[name]
-    spec = PackageSpec(
+    return PackageSpec(
         backend=planned.backend,
         **describe_file(partial, f"stages/{name}.plan").model_dump(),
         build_s=round(answer["seconds"], 2),
         arguments=planned.arguments,
         engine=EngineSpec.model_validate(answer["engine"]),
     )
-    (partial / "stages" / f"{name}.json").write_text(spec.model_dump_json())
-    return spec
+
+
+def _card(request: Request) -> torch.device | None:
+    """Return the GPU that is here, if the plans are for it."""
+    if not torch.cuda.is_available():
+        return None
+    device = request.device if request.device.type == "cuda" else torch.device("cuda")
+    targets = request.tensorrt.targets
+    return device if not targets or architectures(device)[0] in targets else None
+
+
+def _integers(plan: Plan, name: str) -> dict[int, int]:
+    """Return argument -> value of those integers of a plan that must not be zero: key counts."""
+    calls = [call for stage in plan.stages for call in stage.calls if call.package == name]
+    return {
+        index: 1
+        for index, argument in enumerate(calls[0].arguments)
+        if argument.partition(".")[0] == "valid"
+    }
+
+
+def _with_check(spec: PackageSpec, error: float | None) -> PackageSpec:
+    assert spec.engine is not None
+    engine = spec.engine.model_copy(update={"onnx_error": error})
+    return spec.model_copy(update={"engine": engine})

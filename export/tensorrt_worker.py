@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,21 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from sdrt.engine.config import from_dict
+from sdrt.engine.config import Preset, from_dict
 from sdrt.export.child import Requests
+from sdrt.export.onnx_check import CheckError
 from sdrt.export.onnx_export import ExportError, OnnxStage, export_stage
-from sdrt.export.plan import PlannedPackage
-from sdrt.export.tensorrt import BuildReport, PlanError, Settings, build_plan, load_library
+from sdrt.export.onnx_fp8 import insert_fp8
+from sdrt.export.plan import Plan, PlannedPackage
+from sdrt.export.stage_check import StageCheck
+from sdrt.export.tensorrt import (
+    BuildReport,
+    Cancelled,
+    PlanError,
+    Settings,
+    build_plan,
+    load_library,
+)
 from sdrt.export.tensorrt_pipeline import make_pipeline
 from sdrt.runtime.manifest import EngineSpec
 
@@ -49,20 +59,26 @@ def build_one(
     trt: Any,
     planned: PlannedPackage,
     weights: dict[str, Tensor],
+    largest: Mapping[str, float],
     plan_path: Path,
     onnx_path: Path,
     settings: Settings,
-    on_progress: Any,
+    on_progress: Callable[[str, float], object],
+    cancelled: Callable[[], bool],
 ) -> tuple[OnnxStage, BuildReport]:
     """Export one package, build its plan and write both.
 
+    Args:
+        largest: the weights of linears that run in FP8, with the largest inputs of these.
     Raises:
         ExportError, PlanError: one of the two fails.
     """
     with torch.no_grad():
         stage = export_stage(planned, weights)
+        insert_fp8(stage, largest)
+    on_progress("writing the graph", 0.0)
     stage.save(onnx_path)
-    plan, report = build_plan(trt, stage, onnx_path, settings, on_progress)
+    plan, report = build_plan(trt, stage, onnx_path, settings, on_progress, cancelled)
     scratch = plan_path.with_suffix(".tmp")
     scratch.write_bytes(plan)
     scratch.rename(plan_path)
@@ -71,7 +87,6 @@ def build_one(
 
 def describe_engine(
     trt: Any,
-    backend: str,
     planned: PlannedPackage,
     stage: OnnxStage,
     report: BuildReport,
@@ -80,7 +95,8 @@ def describe_engine(
     precision: str,
 ) -> EngineSpec:
     """Return what the manifest says of a plan."""
-    flags = {k: v for k, v in asdict(settings).items() if k != "targets" and v is not None}
+    flags = {key: value for key, value in asdict(settings).items() if value is not None}
+    del flags["targets"], flags["fp8"]  # these have fields of their own
     direct = (*stage.inputs, *stage.outputs, *stage.caches)
     return EngineSpec(
         library=trt.__name__,
@@ -97,50 +113,101 @@ def describe_engine(
     )
 
 
-def serve(requests: Requests) -> None:
-    """Build the plans that are asked for; a crash ends the process.
+class Reporter:
+    """Sends the progress of a build, a few times a second at most."""
 
-    The first request says what to build from; then each is ``{"name", "known"}``, where
-    ``known`` is the weights' hash of a plan that is there already. The answers are
-    ``{"progress"}``, any number of them, then ``{"engine", "seconds"}``, ``{"known"}`` or
-    ``{"error"}``.
-    """
-    pending, answer = iter(requests), requests.answer
-    setup = next(pending)
-    preset = from_dict(setup["preset"])
-    ranges = [tuple(part) for part in setup["ranges"]]
-    settings = Settings(**setup["settings"] | {"targets": tuple(setup["settings"]["targets"])})
-    arguments = (preset, ranges, setup["device"], setup["backends"], settings.ring)
-    plan = make_pipeline(*arguments).plan()
-    folder, files = Path(setup["folder"]), WeightFiles(Path(setup["weights"]))
-    for request in pending:
-        name, planned = request["name"], plan.packages[request["name"]]
+    INTERVAL_S = 0.1
+
+    def __init__(self, requests: Requests) -> None:
+        self._requests, self._sent = requests, 0.0
+
+    def __call__(self, phase: str, done: float) -> None:
+        now = time.monotonic()
+        if now - self._sent >= self.INTERVAL_S:
+            self._sent = now
+            self._requests.answer({"progress": {"phase": phase, "done": round(done, 4)}})
+
+
+class Worker:
+    """Checks and builds the plans of one setup."""
+
+    def __init__(self, setup: Mapping[str, Any], requests: Requests) -> None:
+        """Take what says what to build from, and where answers go."""
+        self._setup, self._requests = setup, requests
+        self._preset = from_dict(setup["preset"])
+        tuples = {key: tuple(setup["settings"][key]) for key in ("targets", "fp8")}
+        self._settings = Settings(**setup["settings"] | tuples)
+        self._plan = self._make_plan(self._preset)
+        self._folder, self._files = Path(setup["folder"]), WeightFiles(Path(setup["weights"]))
+        self._checks: StageCheck | None = None
+
+    def check(self, name: str) -> dict[str, Any]:
+        """Compare a stage in onnxruntime with the eager module: ``{"error_found"}``."""
+        if self._checks is None:
+            preset = self._preset.model_copy(update={"precision": "fp32"})
+            self._checks = StageCheck(preset, self._make_plan(preset))
+        weights = self._files.load(self._plan.packages[name].baked.values())
+        return {"error_found": self._checks.run(name, weights)}
+
+    def build(self, name: str, known: str | None, largest: Mapping[str, float]) -> dict[str, Any]:
+        """Build a plan: ``{"engine", "fp8_gemms", "seconds"}``; or ``{"known"}``."""
         started = time.perf_counter()
-        weights = files.load(planned.baked.values())
-        digest = weights_sha256(weights)
-        if digest == request["known"]:
-            answer({"known": digest})
-            continue
-        onnx_path = folder / "onnx" / f"{name}.onnx"
-        plan_path = folder / "stages" / f"{name}.plan"
-
-        def report_step(phase: str, step: int, steps: int) -> None:
-            answer({"progress": f"{phase} {step}/{steps}"})
-
-        try:
-            trt = load_library(planned.backend)
-            stage, report = build_one(
-                trt, planned, weights, plan_path, onnx_path, settings, report_step
-            )
-        except (ExportError, PlanError) as error:
-            answer({"error": str(error)})
-            continue
+        planned = self._plan.packages[name]
+        weights = self._files.load(planned.baked.values())
+        scales = {f"{key}.largest": torch.tensor(value) for key, value in largest.items()}
+        digest = weights_sha256(weights | scales)
+        if digest == known:
+            return {"known": digest}
+        plan_path = self._folder / "stages" / f"{name}.plan"
+        trt = load_library(planned.backend)
+        stage, report = build_one(
+            trt,
+            planned,
+            weights,
+            largest,
+            plan_path,
+            self._folder / "onnx" / f"{name}.onnx",
+            self._settings,
+            Reporter(self._requests),
+            self._requests.ended.is_set,
+        )
         plan_path.with_suffix(".layers.txt").write_text("\n".join(report.layers) + "\n")
         engine = describe_engine(
-            trt, planned.backend, planned, stage, report, settings, digest, preset.precision
+            trt, planned, stage, report, self._settings, digest, self._preset.precision
         )
         seconds = time.perf_counter() - started
-        answer({"engine": engine.model_dump(mode="json"), "seconds": seconds})
+        described = engine.model_dump(mode="json")
+        return {"engine": described, "fp8_gemms": report.fp8_gemms, "seconds": seconds}
+
+    def _make_plan(self, preset: Preset) -> Plan:
+        ranges = [tuple(part) for part in self._setup["ranges"]]
+        device, backends = self._setup["device"], self._setup["backends"]
+        return make_pipeline(preset, ranges, device, backends, self._settings.ring).plan()
+
+
+def serve(requests: Requests) -> None:
+    """Check and build the plans that are asked for; a crash ends the process.
+
+    The first request says what to build from; then each is ``{"check": name}`` or
+    ``{"name", "known", "largest"}``, where ``known`` is the hash of the weights and scales of a
+    plan that is there already. The answers are ``{"progress"}``, any number of them, then what
+    :class:`Worker` returns, or ``{"error"}``.
+    """
+    pending = iter(requests)
+    worker = Worker(next(pending), requests)
+    for request in pending:
+        try:
+            if "check" in request:
+                answer = worker.check(request["check"])
+            else:
+                answer = worker.build(**request)
+        except Cancelled:
+            return
+        except (ExportError, PlanError, CheckError) as error:
+            answer = {"error": str(error)}
+        except OSError as error:
+            answer = {"error": f"cannot be written ({error.strerror or error})"}
+        requests.answer(answer)
 
 
 def main() -> None:

@@ -1,11 +1,12 @@
-"""Trying out new packages in a process of their own, where a bad compiler can do no harm."""
+"""Trying out new packages and plans in a process of their own, where they can do no harm."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
 from sdrt.export.child import Child, ChildCrash
-from sdrt.runtime.manifest import TensorSpec
+from sdrt.runtime.manifest import PackageSpec
 
 
 class TrialError(RuntimeError):
@@ -19,31 +20,51 @@ class Trial:
         self._device = device
         self._child = Child("sdrt.export.worker")
 
-    def run(self, name: str, path: Path, arguments: tuple[TensorSpec, ...]) -> None:
-        """Load and run one package.
+    def run(
+        self,
+        name: str,
+        folder: Path,
+        package: PackageSpec,
+        integers: Mapping[int, int] | None = None,
+    ) -> None:
+        """Load and run one package or plan.
 
+        Args:
+            integers: argument -> what an integer argument is filled with instead of zeros.
         Raises:
-            TrialError: it failed, or took the process down; the message names the compiler.
+            TrialError: it failed, or took the process down; the message says what to change.
         """
+        kind = "package" if package.engine is None else "plan"
         request = {
-            "path": str(path),
+            "name": name,
+            "folder": str(folder),
+            "package": package.model_dump(mode="json"),
             "device": self._device,
-            "arguments": [spec.model_dump() for spec in arguments],
+            "integers": list((integers or {}).items()),
         }
         try:
             answer = self._child.ask(request)
         except ChildCrash as crash:
-            compiler = os.environ.get("CXX", "the default C++ compiler (g++)")
             raise TrialError(
-                f"package {name} was built but crashes when loaded or run ({crash}); "
-                f"it was compiled with {compiler}: set CXX to another compiler, "
-                "such as CXX=/usr/bin/g++, and build again"
+                f"{kind} {name} was built but crashes when loaded or run ({crash}); "
+                + _advice(package)
             ) from None
         if error := answer["error"]:
-            raise TrialError(f"package {name} was built but does not run: {error}")
+            raise TrialError(f"{kind} {name} was built but does not run: {error}")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._child.close()
+
+
+def _advice(package: PackageSpec) -> str:
+    if package.engine is not None:
+        library = f"{package.engine.library} {package.engine.version}"
+        return f"try another version than {library}, or another --stage-backend"
+    compiler = os.environ.get("CXX", "the default C++ compiler (g++)")
+    return (
+        f"it was compiled with {compiler}: set CXX to another compiler, "
+        "such as CXX=/usr/bin/g++, and build again"
+    )

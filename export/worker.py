@@ -1,4 +1,4 @@
-"""What runs in the build's child processes: compiling packages, and trying each one out."""
+"""What runs in the build's child processes: compiling packages, trying out what was built."""
 
 import os
 import signal
@@ -15,8 +15,9 @@ from sdrt.export.child import Requests
 from sdrt.export.inductor import CompileError, compile_package, example_arguments
 from sdrt.export.plan import Plan
 from sdrt.export.tensorrt_pipeline import make_pipeline
-from sdrt.runtime.manifest import Backend, TensorSpec
-from sdrt.runtime.program import AotiProgram
+from sdrt.runtime.manifest import Backend, ManifestError, PackageSpec
+from sdrt.runtime.program import AotiProgram, Program
+from sdrt.runtime.tensorrt import load_plans
 
 _plan: Plan | None = None
 _device = torch.device("cpu")
@@ -61,26 +62,56 @@ def compile_one(name: str, path: str) -> float:
 
 
 def try_packages() -> None:
-    """Load and run the packages that are asked for; a crash ends the process.
+    """Load and run the packages and plans that are asked for; a crash ends the process.
 
-    A request is ``{"path", "device", "arguments"}``; the answer is ``{"error"}``, null if all
-    went well.
+    A request is ``{"name", "folder", "package", "device", "integers"}``; the answer is
+    ``{"error"}``, null if all went well.
     """
     requests = Requests()
     for request in requests:
-        device = torch.device(request["device"])
-        specs = tuple(TensorSpec.model_validate(spec) for spec in request["arguments"])
         error = None
         try:
-            index = -1 if device.type == "cpu" else device.index or 0
-            program = AotiProgram(Path(request["path"]), index)
-            with torch.inference_mode():
-                program.run(example_arguments(specs, device))
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-        except RuntimeError as failure:
+            try_one(
+                request["name"],
+                Path(request["folder"]),
+                PackageSpec.model_validate(request["package"]),
+                torch.device(request["device"]),
+                dict(request["integers"]),
+            )
+        except (RuntimeError, ManifestError) as failure:
             error = str(failure).strip().splitlines()[0]
         requests.answer({"error": error})
+
+
+@torch.inference_mode()
+def try_one(
+    name: str,
+    folder: Path,
+    package: PackageSpec,
+    device: torch.device,
+    integers: Mapping[int, int],
+) -> None:
+    """Load a package or plan as a session does, and run it once on noise.
+
+    Args:
+        integers: argument -> what it is filled with; other integers are zeros.
+    Raises:
+        RuntimeError, ManifestError: it does not load, or does not run.
+    """
+    program: Program
+    if package.engine is not None:
+        program = load_plans(folder, {name: package}, device)[name]
+    else:
+        index = -1 if device.type == "cpu" else device.index or 0
+        program = AotiProgram(folder / package.file, index)
+    # TensorRT does not run on the default stream.
+    with torch.cuda.stream(torch.cuda.Stream(device) if device.type == "cuda" else None):
+        arguments = example_arguments(package.arguments, device)
+        for argument, value in integers.items():
+            arguments[argument].fill_(value)
+        program.run(arguments)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -81,9 +81,7 @@ def _check_target(directory: Path, manifest: Manifest, device: torch.device) -> 
     if architecture in manifest.device.targets:
         return
     if architecture in RTX_ARCHITECTURES:
-        preset = manifest.preset.get("name", "NAME")
-        way = f"build-engines --preset {preset} --backend tensorrt-rtx --target {architecture}"
-        advice = f"add it with {way} --add --out {directory}"
+        advice = f"add it with {manifest.add_command(directory, architecture)}"
     else:
         advice = f"such plans cannot run on {architecture}: use --backend inductor or tensorrt"
     raise ManifestError(f"{built}, this is {name} ({architecture}); {advice}")

@@ -43,6 +43,20 @@ class BufferSpec(TensorSpec):
     """``state`` is cleared when a stream starts, ``prompt`` lives as long as the prompt."""
 
 
+class Fp8Spec(_Model):
+    """Linears of a DiT range that run in FP8, and what that loses; measured before the build."""
+
+    groups: tuple[str, ...]
+    gemms: int
+    """Matrix products with both operands in FP8, by the builder's log."""
+    largest: dict[str, float]
+    """Weight -> largest input of its linear in calibration; the input's scale is a 448th."""
+    range_error: float
+    """Relative error of the range's result, given the same input."""
+    latent_error: float
+    """Relative error of the latents after the calibration's last AR step, all ranges together."""
+
+
 class EngineSpec(_Model):
     """What a TensorRT plan was built with and how its tensors meet the arguments."""
 
@@ -64,6 +78,9 @@ class EngineSpec(_Model):
     """Output that is a state's new value, and the state's argument: it is copied there."""
     activation_bytes: int
     fused_attentions: int
+    fp8: Fp8Spec | None = None
+    onnx_error: float | None = None
+    """Of the graph in onnxruntime against the eager module, in float32; None: not checked."""
 
 
 class PackageSpec(_Model):
@@ -177,6 +194,14 @@ class Manifest(_Model):
     """Op and shape, such as ``attention.ring.steady`` -> the implementation that it got."""
     others: tuple[Variant, ...] = ()
     """The same for other devices (a mixed directory)."""
+    builds: tuple[tuple[str, ...], ...] = ()
+    """Arguments of the ``build-engines`` that made the directory and of those that added to it."""
+
+    @property
+    def build_arguments(self) -> tuple[tuple[str, ...], ...]:
+        """``builds``; of a directory that another program made, what its preset is called."""
+        weights = ("--weights", "synthetic") if self.weights.synthetic else ()
+        return self.builds or (("--preset", self.preset.get("name", "NAME"), *weights),)
 
     def variants(self) -> "tuple[Manifest, ...]":
         """Return one manifest a device that the directory was built for."""
@@ -198,10 +223,23 @@ class Manifest(_Model):
         return self
 
     def rebuild_command(self, directory: Path) -> str:
-        """Return the command that makes ``directory`` again on this machine."""
-        weights = " --weights synthetic" if self.weights.synthetic else ""
-        preset, out = self.preset.get("name", "NAME"), shlex.quote(str(directory))
-        return f"build-engines --preset {preset}{weights} --out {out} --force"
+        """Return the command that makes ``directory`` again, with all that was added to it."""
+        ways = ["--force", *["--add"] * (len(self.build_arguments) - 1)]
+        return " && ".join(
+            shlex.join(["build-engines", *arguments, "--out", str(directory), way])
+            for arguments, way in zip(self.build_arguments, ways, strict=True)
+        )
+
+    def add_command(self, directory: Path, target: str) -> str:
+        """Return the command that adds plans of tensorrt_rtx for another card."""
+        plain = (*self.build_arguments[0], "--backend", "tensorrt-rtx")
+        known = [build for build in self.build_arguments if "tensorrt-rtx" in build] or [plain]
+        arguments = list(known[-1])
+        if "--target" in arguments:
+            start = arguments.index("--target")
+            del arguments[start : start + 2]
+        own = ["--target", target, "--add", "--out", str(directory)]
+        return shlex.join(["build-engines", *arguments, *own])
 
 
 def split_rows(argument: str) -> tuple[str, int | None, int | None]:

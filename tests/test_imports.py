@@ -20,8 +20,9 @@ MAY_IMPORT = {
 """Folder -> modules, with what lies below them."""
 
 ALSO = {
-    "export/worker.py": {"sdrt.runtime.program"},
+    "export/worker.py": {"sdrt.runtime.program", "sdrt.runtime.tensorrt"},
     "export/eager.py": {"sdrt.runtime.program", "sdrt.runtime.session"},
+    "export/calibrate.py": {"sdrt.runtime.session", "sdrt.runtime.demo", "sdrt.runtime.video"},
 }
 """A new package is tried out, and plans are rehearsed, as the runtime will run them."""
 

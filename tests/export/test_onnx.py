@@ -29,13 +29,10 @@ from sdrt.runtime.session import Session
 for optional in ("onnx", "onnxruntime", "onnxscript"):
     pytest.importorskip(optional, reason="the extra `tensorrt-rtx` is not installed")
 
-from sdrt.export.onnx_check import OrtProgram  # noqa: E402
+from sdrt.export.onnx_check import TOLERANCE, OrtProgram  # noqa: E402
 from sdrt.export.onnx_coders import OnnxMotionNoise  # noqa: E402
 from sdrt.export.onnx_dit import OnnxDitIn  # noqa: E402
 from sdrt.export.onnx_export import ExportError, export_stage  # noqa: E402
-
-TOLERANCE = 1e-4
-"""Relative, in float32; what the golden cases allow between machines."""
 
 
 def onnx_session(preset, source, ranges, ring: RingMode = "length") -> Session:

@@ -1,11 +1,16 @@
 """The real tensorrt_rtx, without a GPU: plans of the tiny preset, the builder's log, refusals."""
 
+import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -13,6 +18,7 @@ from sdrt.engine.config import load
 from sdrt.engine.stage import StageModule
 from sdrt.export.cli import app
 from sdrt.export.plan import PlanBuilder
+from sdrt.export.progress import Progress
 from sdrt.runtime import cli as sdrun
 from sdrt.runtime.manifest import Manifest, read_manifest
 from sdrt.runtime.session import Session
@@ -20,8 +26,9 @@ from sdrt.runtime.session import Session
 for optional in ("tensorrt_rtx", "onnx", "onnxscript"):
     pytest.importorskip(optional, reason="the extra `tensorrt-rtx` is not installed")
 
+from sdrt.export.onnx_check import TOLERANCE  # noqa: E402
 from sdrt.export.onnx_export import export_stage  # noqa: E402
-from sdrt.export.tensorrt import PlanError, Settings, build_plan, load_library  # noqa: E402
+from sdrt.export.tensorrt import Cancelled, PlanError, Settings, build_plan, load_library  # noqa: E402
 from sdrt.export.tensorrt_build import PlanWorker  # noqa: E402
 
 TARGETS = ("sm_89", "sm_120")
@@ -40,7 +47,8 @@ def engine(tmp_path_factory) -> Path:
     """An engine directory of the preset tiny in bf16, all stages plans, with its ONNX files."""
     folder = tmp_path_factory.mktemp("rtx") / "engine"
     arguments = ["--set", "precision=bf16", "--backend", "tensorrt-rtx", "--out", str(folder)]
-    result = run(*arguments, "--target", ",".join(TARGETS), "--keep-onnx", "--explain")
+    arguments += ["--keep-onnx", "--explain", "--check-onnx"]
+    result = run(*arguments, "--target", ",".join(TARGETS))
     assert result.exit_code == 0, result.output
     (folder.parent / "output.txt").write_text(result.output)
     return folder
@@ -117,6 +125,23 @@ def test_explain_prints_layers(engine: Path):
     assert "_gemm_mha" in output and "MB of activations" in output
 
 
+def test_every_stage_was_checked_in_onnxruntime(engine: Path, manifest: Manifest):
+    """Reference: the eager modules, in float32, with the weights that the plans have."""
+    output = (engine.parent / "output.txt").read_text()
+    for name, package in manifest.packages.items():
+        assert package.engine is not None and package.engine.onnx_error is not None
+        assert 0 < package.engine.onnx_error <= TOLERANCE, name
+        assert f"{name}: onnxruntime and the eager module agree to" in output
+
+
+def test_the_manifest_says_how_to_build_it_again(engine: Path, manifest: Manifest):
+    """All that was asked for, the folder apart."""
+    (built,) = manifest.builds
+    expected = "--preset tiny --set precision=bf16 --backend tensorrt-rtx --target sm_89,sm_120"
+    assert " ".join(built) == f"{expected} --keep-onnx --check-onnx"
+    assert manifest.rebuild_command(engine).endswith(f"--check-onnx --out {engine} --force")
+
+
 def test_weights_are_in_the_plans_only(engine: Path):
     """What is left in safetensors are the schedule's tables."""
     files = list((engine / "weights").glob("*.safetensors"))
@@ -154,6 +179,12 @@ def test_refusal_without_a_gpu(engine: Path, tmp_path: Path, capsys):
         (["--stage-backend", "vae=tensorrt"], "this preset has taehv_encoder, dit, taehv_decoder"),
         (["--stage-backend", "dit=tensorrt"], "choose one of them"),
         (["--stage-backend", "dit=onnx"], "no such backend"),
+        (["--target", "sm_89", "--fp8", "ffn"], "no such group as 'ffn'; use all, or of qkv, a"),
+        (["--target", "sm_89", "--fp8", "all"], "--fp8: the preset's precision is fp32"),
+        (
+            ["--target", "sm_86,sm_89", "--set", "precision=bf16", "--fp8", "all"],
+            "--fp8: sm_86 has no FP8; it takes one of sm_89, sm_90",
+        ),
     ],
 )
 def test_requests_that_cannot_be_built(arguments: list[str], message: str, tmp_path: Path):
@@ -179,6 +210,9 @@ def test_a_mixed_directory(engine: Path, tiny_engine: Path, tmp_path: Path):
         assert (folder / package.file).stat().st_size == package.bytes
     with Session.open(folder) as session:
         assert session.manifest.packages == packages.packages
+    first, second = read_manifest(folder).rebuild_command(folder).split(" && ")
+    assert first.endswith(f"--out {folder} --force") and "--backend" not in first
+    assert second.endswith(f"--backend tensorrt-rtx --target sm_89 --out {folder} --add")
     again = run(*added)
     assert again.exit_code == 2 and "is built for sm_89 already" in again.stderr
     other = run(*added, "--set", "stream.window_frames=7")
@@ -191,10 +225,10 @@ def test_a_crash_of_the_builder_is_an_error_message(monkeypatch, tmp_path: Path)
     crashing.write_text("#!/bin/sh\nread line\nkill -SEGV $$\n")
     crashing.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(crashing))
-    with PlanWorker({}) as worker:
+    with PlanWorker({}, Progress(Console(quiet=True), 1)) as worker:
         for _ in range(2):
             with pytest.raises(PlanError, match=r"plan dit: .* crashed \(exit status -11\)"):
-                worker.build("dit", None, None)  # type: ignore[arg-type]
+                worker.build("dit", None, {})
     monkeypatch.setattr(sys, "executable", sys.executable)
 
 
@@ -228,12 +262,98 @@ def test_settings_and_progress(tmp_path: Path):
     """The builder takes every setting, and reports the steps of its phases."""
     stage, path = exported(tmp_path)
     settings = Settings(TARGETS, optimization_level=1, aux_streams=1, workspace_mib=64)
-    steps: list[tuple[str, int, int]] = []
+    steps: list[tuple[str, float]] = []
     plan, report = build_plan(
         load_library("tensorrt-rtx"), stage, path, settings, lambda *step: steps.append(step)
     )
     assert len(plan) > 0 and report.layers
-    assert steps and all(0 < step <= count for _, step, count in steps)
+    done = [fraction for _, fraction in steps]
+    assert done == sorted(done) and done[0] < 0.1 and done[-1] > 0.8
+    assert {"Building engine", "Optimizing graph"} <= {phase for phase, _ in steps}
+
+
+def test_a_cancelled_build_writes_nothing(tmp_path: Path):
+    """The monitor stops the builder at its next step."""
+    stage, path = exported(tmp_path)
+    steps = []
+    with pytest.raises(Cancelled):
+        build_plan(
+            load_library("tensorrt-rtx"),
+            stage,
+            path,
+            Settings(TARGETS),
+            lambda *step: steps.append(step),
+            lambda: len(steps) > 3,
+        )
+    assert len(steps) <= 8
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> list[str]:
+    """Arguments of a build that takes seconds: one block, noise for weights."""
+    arguments = ["--set", "dit.num_layers=1", "--set", "precision=bf16", "--weights", "synthetic"]
+    arguments += ["--backend", "tensorrt-rtx", "--target", "sm_89,sm_120"]
+    return [*arguments, "--out", str(tmp_path / "engine")]
+
+
+def test_ctrl_c_leaves_finished_plans_only(small: list[str], tmp_path: Path):
+    """The real command, interrupted as a terminal does it; then it goes on where it stopped."""
+    stages = tmp_path / "engine.partial" / "stages"
+    command = [sys.executable, "-m", "sdrt.export.cli", *small, "--keep-onnx"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        end = time.monotonic() + 200
+        while not list(stages.glob("*.json")):
+            assert time.monotonic() < end and process.poll() is None, process.communicate()
+            time.sleep(0.05)
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, out + err
+    assert "Traceback" not in out + err and "goes on where this one stopped" in out
+    finished = {path.stem for path in stages.glob("*.json")}
+    assert {path.name.removesuffix(".layers.txt") for path in stages.glob("*.txt")} == finished
+    assert {path.stem for path in stages.glob("*.plan")} == finished
+    assert len(list(stages.iterdir())) == 3 * len(finished)
+    graphs = {path.stem for path in (stages.parent / "onnx").glob("*.onnx")}
+    assert graphs == finished and not (tmp_path / "engine.lock").exists()
+    result = run(*small, "--keep-onnx")
+    assert result.exit_code == 0, result.output
+    assert result.output.count("taken over from the interrupted build") == len(finished)
+
+
+def test_fp8_in_the_builders_log(small: list[str], tmp_path: Path):
+    """Chosen linears are FP8 products by the builder's log; what it costs is measured."""
+    result = run(*small, "--fp8", "ffn_up,ffn_down", "--calibration-steps", "2", "--explain")
+    assert result.exit_code == 0, result.output
+    manifest = read_manifest(tmp_path / "engine")
+    largest = {}
+    for shape in ("first", "chunk"):
+        engine = manifest.packages[f"dit_range.{shape}.0-1"].engine
+        assert engine is not None and engine.fp8 is not None
+        assert engine.fp8.groups == ("ffn_up", "ffn_down") and engine.fp8.gemms == 2
+        assert set(engine.fp8.largest) == {"block.0.ffn.0.weight", "block.0.ffn.2.weight"}
+        assert 1e-4 < engine.fp8.range_error < 0.1 and 1e-4 < engine.fp8.latent_error < 0.1
+        largest |= engine.fp8.largest
+    assert all(value > 0 for value in largest.values())
+    others = [name for name in manifest.packages if not name.startswith("dit_range")]
+    assert not any(getattr(manifest.packages[name].engine, "fp8", None) for name in others)
+    assert "fp8: ffn_up, ffn_down lose" in result.output
+    assert "2 FP8 matrix products" in result.output
+
+
+def test_linears_that_stay_as_they_are_are_refused(tmp_path: Path, monkeypatch):
+    """A plan with fewer FP8 products than linears were quantised is not accepted."""
+    stage, path = exported(tmp_path)
+    stage.fp8_linears = 2
+    with pytest.raises(PlanError, match="0 of 2 linears became FP8 matrix products; take the"):
+        build_plan(load_library("tensorrt-rtx"), stage, path, Settings(TARGETS))
 
 
 @pytest.mark.slow
