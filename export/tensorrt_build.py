@@ -97,7 +97,7 @@ def build_plans(
     built: dict[str, PackageSpec] = {}
     with (
         _tidy(request, partial),
-        Trial(str(_card(request))) as trial,
+        Trial(str(trial_device(request))) as trial,
         PlanWorker(_setup(request, partial), progress) as worker,
     ):
         errors: dict[str, float] = {}
@@ -106,9 +106,9 @@ def build_plans(
             progress.ended(name, f"onnxruntime and the eager module agree to {errors[name]:.1e}")
         for name in names:
             spec, is_new = _build_one(request, plan, partial, progress, worker, calibration, name)
-            if is_new and _card(request) is not None:
+            if is_new and trial_device(request) is not None:
                 progress.step(name, 1.0, "trying it out")
-                trial.run(name, partial, spec, _integers(plan, name))
+                trial.run(name, partial, spec, trial_integers(plan, name))
             if is_new:
                 # From now on an interrupted build keeps it.
                 (partial / "stages" / f"{name}.json").write_text(spec.model_dump_json())
@@ -222,7 +222,7 @@ def _describe(partial: Path, name: str, plan: Plan, answer: Mapping[str, Any]) -
     )
 
 
-def _card(request: Request) -> torch.device | None:
+def trial_device(request: Request) -> torch.device | None:
     """Return the GPU that is here, if the plans are for it."""
     if not torch.cuda.is_available():
         return None
@@ -231,7 +231,7 @@ def _card(request: Request) -> torch.device | None:
     return device if not targets or architectures(device)[0] in targets else None
 
 
-def _integers(plan: Plan, name: str) -> dict[int, int]:
+def trial_integers(plan: Plan, name: str) -> dict[int, int]:
     """Return argument -> value of those integers of a plan that must not be zero: key counts."""
     calls = [call for stage in plan.stages for call in stage.calls if call.package == name]
     return {

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
+from safetensors import SafetensorError
 from typer.testing import CliRunner, Result
 
 from sdrt.engine.config import from_dict, load, preset_names
@@ -25,6 +26,7 @@ from sdrt.export import compile as compiling
 from sdrt.export import store
 from sdrt.export.build import build
 from sdrt.export.cli import app
+from sdrt.export.folder import alone
 from sdrt.export.inductor import CompileError
 from sdrt.export.pipeline import Pipeline
 from sdrt.export.progress import Progress
@@ -227,7 +229,64 @@ def test_an_unwritable_place(request_tiny, tmp_path: Path, place: str) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_two_builds_of_one_folder(request_tiny, monkeypatch) -> None:
+    """The second is refused in one line that names the first; a dead one's lock is none."""
+    lock = request_tiny.out.with_name("engine.lock")
+    code = (
+        "import sys, pathlib; from sdrt.export.folder import alone\n"
+        "with alone(pathlib.Path(sys.argv[1])): print('begun', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(request_tiny.out)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdin is not None
+        assert other.stdout.readline() == "begun\n"
+        with pytest.raises(BuildError) as caught:
+            build(request_tiny, RecordedProgress())
+        assert str(caught.value) == (
+            f"{request_tiny.out}: process {other.pid} is building it; "
+            "wait for that, or choose another --out"
+        )
+        assert [path.name for path in lock.parent.iterdir()] == ["engine.lock"]
+        other.stdin.close()
+        assert other.wait(60) == 0
+    assert not lock.exists()
+    lock.write_text("4711")  # what a build leaves that was killed
+    with alone(request_tiny.out):
+        assert lock.read_text() == str(os.getpid())
+    assert not lock.exists()
+
+
 # Failures
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+    ],
+    ids=["os", "safetensors"],
+)
+def test_a_full_disk_is_one_line(request_tiny, monkeypatch, error: Exception) -> None:
+    """What was half written is removed, so that there is room again."""
+    partial = request_tiny.out.with_name("engine.partial")
+
+    def full(tensors, path: Path) -> None:
+        path.write_bytes(b"half a file")
+        (partial / "stages" / "shift.tmp.pt2").write_text("half a package")
+        raise error
+
+    def wait_for_weights(request, plan, partial, progress, stored):
+        stored.result()
+
+    monkeypatch.setattr(store, "save_file", full)
+    monkeypatch.setattr(builder, "compile_packages", wait_for_weights)
+    with pytest.raises(BuildError, match="engine: the disk is full; make room and give the same"):
+        build(request_tiny, RecordedProgress())
+    left = [path for path in partial.rglob("*") if path.is_file()]
+    assert left == [partial / "build.key"] and not request_tiny.out.exists()
 
 
 def test_a_package_that_crashes_names_the_compiler(

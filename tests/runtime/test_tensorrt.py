@@ -1,13 +1,21 @@
 """TensorRT programs and mixed directories, with stand-ins for the library and the GPU."""
 
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from sdrt.engine.config import load
+from sdrt.export import tensorrt_build, worker
+from sdrt.export.backends import choose_backends
+from sdrt.export.child import Child, ChildCrash
+from sdrt.export.tensorrt_pipeline import make_pipeline
+from sdrt.export.trial import Trial, TrialError
 from sdrt.runtime import tensorrt
 from sdrt.runtime.manifest import (
     BufferSpec,
@@ -257,6 +265,85 @@ def test_a_plan_that_does_not_load(plans, tmp_path: Path):
         load_plans(tmp_path, plans, torch.device("cpu"))
 
 
+def test_a_new_plan_is_tried_as_a_session_would_run_it(plans, tmp_path: Path, stream, monkeypatch):
+    """Loaded by the runtime's own loader and run once; integers that must not be zero are not."""
+    seen = []
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(TensorRtProgram, "run", lambda program, given: seen.append(given))
+    counted = plans["two"].model_copy(
+        update={
+            "arguments": (
+                *plans["two"].arguments,
+                TensorSpec(shape=(2,), dtype="int32", stride=(1,)),
+            )
+        }
+    )
+    worker.try_one("two", tmp_path, counted, torch.device("cpu"), {4: 1})
+    (given,) = seen
+    assert [tuple(tensor.shape) for tensor in given] == [(4,), (4,), (2, 4), (4,), (2,)]
+    assert given[4].tolist() == [1, 1] and given[0].abs().sum() > 0
+    (tmp_path / "two").write_bytes(b"of another version")
+    with pytest.raises(ManifestError, match="plan two does not load"):
+        worker.try_one("two", tmp_path, counted, torch.device("cpu"), {})
+
+
+def test_a_plan_that_fails_its_trial_is_an_error(monkeypatch, tmp_path: Path):
+    """Crash or refusal: the line names the plan, its library and what to try."""
+    answers: list = []
+
+    def ask(child, request):
+        answer = answers.pop()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(Child, "ask", ask)
+    plan = package(engine_spec())
+    with Trial("cuda") as trial:
+        answers.append({"error": None})
+        trial.run("dit", tmp_path, plan, {3: 1})
+        answers.append({"error": "plan dit: TensorRT did not run it; see its log"})
+        with pytest.raises(TrialError, match="plan dit was built but does not run: plan dit: Ten"):
+            trial.run("dit", tmp_path, plan)
+        answers.append(ChildCrash(-11))
+        with pytest.raises(TrialError, match=r"-11\); try another version than tensorrt_rtx"):
+            trial.run("dit", tmp_path, plan)
+
+
+@pytest.mark.parametrize(
+    "card, targets, device, expected",
+    [
+        (RTX_4090, ("sm_89", "sm_120"), "cpu", "cuda"),  # --target, and the card is here
+        (RTX_3090, ("sm_89", "sm_120"), "cpu", None),
+        (RTX_4090, ("sm_89",), "cuda:1", "cuda:1"),
+        (H200, (), "cuda", "cuda"),  # full TensorRT: on the card it runs on
+        (None, ("sm_89",), "cpu", None),
+    ],
+)
+def test_plans_are_tried_where_their_card_is(cuda, card, targets, device, expected):
+    """Reference: the table above."""
+    if card is not None:
+        cuda(*card)
+    elif torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    request: Any = SimpleNamespace(
+        device=torch.device(device), tensorrt=SimpleNamespace(targets=targets)
+    )
+    found = tensorrt_build.trial_device(request)
+    assert found == (None if expected is None else torch.device(expected))
+
+
+def test_only_key_counts_must_not_be_zero():
+    """Reference: the names of the buffers that the plans of the preset tiny read."""
+    preset = load("tiny")
+    backends = choose_backends(preset, "tensorrt-rtx", [])
+    plan = make_pipeline(preset, [(0, 4), (4, 8)], "cuda", backends).plan()
+    second = tensorrt_build.trial_integers(plan, "dit_range.chunk.4-8")
+    spec = plan.packages["dit_range.chunk.4-8"].arguments
+    assert {spec[index].dtype for index in second} == {"int32"} and set(second.values()) == {1}
+    assert tensorrt_build.trial_integers(plan, "taehv_decoder.first") == {}
+
+
 def test_full_tensorrt_has_no_jit_cache(tmp_path: Path, cuda):
     """Below 10.13 there is no runtime configuration, and full TensorRT never a runtime cache."""
     cuda(*H200)
@@ -347,6 +434,25 @@ def test_a_mixed_directory_picks_by_card(cuda, monkeypatch):
     assert message.startswith("engine: built for NVIDIA H200; sm_89, sm_120; none of them fits")
     assert "this is NVIDIA GeForce RTX 3090 (sm_86)" in message and "\n" not in message
     assert "--target sm_86 --add" in message
+
+
+def test_the_command_for_another_card_keeps_what_was_asked_for():
+    """The arguments of the plans that are there, with the other card; else the preset's."""
+    folder = Path("my engine")
+    plain = "build-engines --preset tiny --backend tensorrt-rtx --target sm_86 --add --out"
+    assert mixed().add_command(folder, "sm_86") == f"{plain} 'my engine'"
+    packages = ("--preset", "/p.yaml", "--set", "stream.height=256")
+    plans = (*packages, "--backend", "tensorrt-rtx", "--target", "sm_89", "--keep-onnx")
+    directory = mixed().model_copy(update={"builds": (packages, plans)})
+    assert directory.add_command(folder, "sm_86") == (
+        "build-engines --preset /p.yaml --set stream.height=256 --backend tensorrt-rtx "
+        "--keep-onnx --target sm_86 --add --out 'my engine'"
+    )
+    assert directory.variants()[1].rebuild_command(folder) == (
+        "build-engines --preset /p.yaml --set stream.height=256 --out 'my engine' --force && "
+        "build-engines --preset /p.yaml --set stream.height=256 --backend tensorrt-rtx "
+        "--target sm_89 --keep-onnx --out 'my engine' --add"
+    )
 
 
 def test_rtx_plans_alone_are_refused_on_hopper(cuda):
