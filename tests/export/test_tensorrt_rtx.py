@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,11 @@ from typer.testing import CliRunner
 
 from sdrt.engine.config import load
 from sdrt.engine.stage import StageModule
+from sdrt.export.backends import choose_backends
 from sdrt.export.cli import app
 from sdrt.export.plan import PlanBuilder
 from sdrt.export.progress import Progress
+from sdrt.export.tensorrt_pipeline import make_pipeline
 from sdrt.runtime import cli as sdrun
 from sdrt.runtime.manifest import Manifest, read_manifest
 from sdrt.runtime.session import Session
@@ -26,7 +29,7 @@ from sdrt.runtime.session import Session
 for optional in ("tensorrt_rtx", "onnx", "onnxscript"):
     pytest.importorskip(optional, reason="the extra `tensorrt-rtx` is not installed")
 
-from sdrt.export.onnx_check import TOLERANCE  # noqa: E402
+from sdrt.export.onnx_check import TOLERANCE, OrtProgram  # noqa: E402
 from sdrt.export.onnx_export import export_stage  # noqa: E402
 from sdrt.export.tensorrt import Cancelled, PlanError, Settings, build_plan, load_library  # noqa: E402
 from sdrt.export.tensorrt_build import PlanWorker  # noqa: E402
@@ -354,6 +357,54 @@ def test_linears_that_stay_as_they_are_are_refused(tmp_path: Path, monkeypatch):
     stage.fp8_linears = 2
     with pytest.raises(PlanError, match="0 of 2 linears became FP8 matrix products; take the"):
         build_plan(load_library("tensorrt-rtx"), stage, path, Settings(TARGETS))
+
+
+@pytest.mark.slow
+def test_a_plan_of_more_than_two_gigabytes(tmp_path: Path):
+    """Four blocks of the 14B model: protobuf ends at 2 GB, a file beside the graph does not."""
+    preset = load("sdv2-14b-480p", ["dit.num_layers=4"])
+    backends = choose_backends(preset, "tensorrt-rtx", [])
+    plan = make_pipeline(preset, [(0, 4)], "cuda", backends).plan()
+    planned = plan.packages["dit_range.chunk.0-4"]
+    noise = torch.randn(1 << 20, dtype=torch.bfloat16) * 0.02
+    weights = {}
+    for name in planned.baked.values():
+        shape = plan.baked[name].shape
+        weights[name] = noise.repeat(-(-prod(shape) // len(noise)))[: prod(shape)].view(shape)
+    with torch.no_grad():
+        stage = export_stage(planned, weights)
+    path = tmp_path / "range.onnx"
+    stage.save(path)
+    assert path.stat().st_size < 1 << 26 and (tmp_path / "range.onnx.data").stat().st_size > 1 << 31
+    built, report = build_plan(load_library("tensorrt-rtx"), stage, path, Settings(("sm_89",)))
+    assert len(built) > 1 << 31 and report.fused_attentions == 8
+
+
+class Wide(StageModule):
+    """One linear of more than 2 GB."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = torch.nn.ModuleDict({"linear": torch.nn.Linear(24_000, 24_000)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part["linear"](x)
+
+
+@pytest.mark.slow
+def test_a_check_of_more_than_two_gigabytes():
+    """onnxruntime reads such a graph's weights from a file too. Reference: the eager module."""
+    builder = PlanBuilder(torch.float32, channels_last_3d=False)
+    builder.buffer("x", (1, 2, 24_000), torch.float32)
+    builder.package("wide", Wide, "tensorrt-rtx")
+    builder.call("wide", ["x"], ["y"])
+    planned = builder.plan.packages["wide"]
+    weights = {"part.linear.weight": torch.zeros(24_000, 24_000).fill_diagonal_(2)}
+    weights["part.linear.bias"] = torch.ones(24_000)
+    x, y = torch.randn(1, 2, 24_000), torch.zeros(1, 2, 24_000)
+    with torch.no_grad():
+        OrtProgram(export_stage(planned, weights)).run([x, y])
+    assert torch.allclose(y, 2 * x + 1)
 
 
 @pytest.mark.slow
