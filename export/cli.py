@@ -11,8 +11,14 @@ from rich.table import Table
 from sdrt.export.options import Options
 
 if TYPE_CHECKING:  # torch takes seconds to import
+    from collections.abc import Mapping
+
+    import torch
+
     from sdrt.engine.config import Preset
     from sdrt.export.request import Request
+    from sdrt.export.tensorrt import Settings
+    from sdrt.runtime.manifest import Backend
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -154,11 +160,9 @@ def _request(preset: "Preset", options: Options) -> "Request":
     import torch
 
     from sdrt.engine.weights import open_source
-    from sdrt.export.backends import architectures, choose_backends, choose_ring, choose_targets
+    from sdrt.export.backends import choose_backends
     from sdrt.export.calibrate import Material
-    from sdrt.export.fp8 import check_fp8, choose_groups
     from sdrt.export.request import BuildError, Request, default_folder, parse_ranges
-    from sdrt.export.tensorrt import Settings
     from sdrt.export.tensorrt_pipeline import default_ranges
 
     device = _device(options.device)
@@ -166,20 +170,7 @@ def _request(preset: "Preset", options: Options) -> "Request":
     source = open_source(spec, preset, _components(options.component or []))
     blocks = parse_ranges(options.ranges, preset.dit.num_layers)
     backends = choose_backends(preset, options.backend, options.stage_backend or [])
-    targets = choose_targets(preset, backends, options.target, device)
-    groups = choose_groups(options.fp8)
-    check_fp8(groups, preset.precision, backends, targets or architectures(device))
-    if options.check_onnx and set(backends.values()) == {"inductor"}:
-        raise BuildError("--check-onnx: no stage is built by TensorRT")
-    settings = Settings(
-        targets,
-        options.optimization_level,
-        options.aux_streams,
-        options.workspace_mib,
-        str(options.timing_cache) if options.timing_cache else None,
-        choose_ring(backends, options.check_onnx),
-        groups,
-    )
+    settings = _settings(preset, options, backends, device)
     if options.ranges is None and backends["dit"] != "inductor":
         blocks = default_ranges(preset.dit.num_layers)
     if options.target is not None:
@@ -189,7 +180,7 @@ def _request(preset: "Preset", options: Options) -> "Request":
     return Request(
         preset,
         source,
-        options.out or Path("engines") / default_folder(preset, device, targets),
+        options.out or Path("engines") / default_folder(preset, device, settings.targets),
         device,
         blocks,
         options.force,
@@ -201,6 +192,31 @@ def _request(preset: "Preset", options: Options) -> "Request":
         calibration=Material(options.calibration_clip, options.calibration_steps),
         add=options.add,
         arguments=options.arguments(),
+    )
+
+
+def _settings(
+    preset: "Preset", options: Options, backends: "Mapping[str, Backend]", device: "torch.device"
+) -> "Settings":
+    """Return how TensorRT plans are built, where there are any."""
+    from sdrt.export.backends import architectures, choose_ring, choose_targets
+    from sdrt.export.fp8 import check_fp8, choose_groups
+    from sdrt.export.request import BuildError
+    from sdrt.export.tensorrt import Settings
+
+    targets = choose_targets(preset, backends, options.target, device)
+    groups = choose_groups(options.fp8)
+    check_fp8(groups, preset.precision, backends, targets or architectures(device))
+    if options.check_onnx and set(backends.values()) == {"inductor"}:
+        raise BuildError("--check-onnx: no stage is built by TensorRT")
+    return Settings(
+        targets,
+        options.optimization_level,
+        options.aux_streams,
+        options.workspace_mib,
+        str(options.timing_cache) if options.timing_cache else None,
+        choose_ring(backends, options.check_onnx),
+        groups,
     )
 
 

@@ -2,8 +2,8 @@
 
 import contextlib
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -94,31 +94,25 @@ def build_plans(
         return {}
     (partial / "onnx").mkdir(exist_ok=True)
     calibration = _calibrate(request, partial, progress, text)
-    built: dict[str, PackageSpec] = {}
     with (
         _tidy(request, partial),
         Trial(str(trial_device(request))) as trial,
         PlanWorker(_setup(request, partial), progress) as worker,
     ):
-        errors: dict[str, float] = {}
-        for name in names if request.check_onnx else ():
-            errors[name] = worker.check(name)
-            progress.ended(name, f"onnxruntime and the eager module agree to {errors[name]:.1e}")
-        for name in names:
-            spec, is_new = _build_one(request, plan, partial, progress, worker, calibration, name)
-            if is_new and trial_device(request) is not None:
-                progress.step(name, 1.0, "trying it out")
-                trial.run(name, partial, spec, trial_integers(plan, name))
-            if is_new:
-                # From now on an interrupted build keeps it.
-                (partial / "stages" / f"{name}.json").write_text(spec.model_dump_json())
-                progress.finished(name, spec.build_s)
-            if not request.keep_onnx:  # they are as large as the weights
-                for path in (partial / "onnx").glob(f"{name}.onnx*"):
-                    path.unlink()
-            built[name] = _with_check(spec, errors.get(name))
+        errors = _check(names, worker, progress) if request.check_onnx else {}
+        builder = _Builder(request, plan, partial, progress, calibration, worker, trial)
+        built = {name: _with_check(builder.build(name), errors.get(name)) for name in names}
     shutil.rmtree(partial / BAKED_FOLDER)
     return built
+
+
+def _check(names: Sequence[str], worker: PlanWorker, progress: Progress) -> dict[str, float]:
+    """Compare every stage in onnxruntime with its eager module; return the relative errors."""
+    errors = {}
+    for name in names:
+        errors[name] = worker.check(name)
+        progress.ended(name, f"onnxruntime and the eager module agree to {errors[name]:.1e}")
+    return errors
 
 
 def _setup(request: Request, partial: Path) -> dict[str, Any]:
@@ -166,60 +160,79 @@ def _calibrate(
     worst = max(calibration.range_errors.values())
     progress.ended(
         "fp8",
-        f"{', '.join(groups)} lose {calibration.latent_error:.2%} of the latents after "
-        f"{request.calibration.steps} AR steps (at most {worst:.2%} in a range alone)",
+        f"{', '.join(groups)} cost a relative error of {calibration.latent_error:.2%} in the "
+        f"latents after {request.calibration.steps} AR steps, {worst:.2%} in a range alone",
     )
     return calibration
 
 
-def _build_one(
-    request: Request,
-    plan: Plan,
-    partial: Path,
-    progress: Progress,
-    worker: PlanWorker,
-    calibration: Calibration | None,
-    name: str,
-) -> tuple[PackageSpec, bool]:
-    """Return a plan's description and whether it was built now."""
-    known = _known(partial, name)
-    if request.keep_onnx and not (partial / "onnx" / f"{name}.onnx").is_file():
-        known = None
-    digest = known.engine.weights_sha256 if known is not None and known.engine else None
-    largest = {} if calibration is None else calibration.largest
-    groups = request.tensorrt.fp8
-    own = plan.packages[name].baked.values()
-    largest = {weight: largest[weight] for weight in own if is_quantised(weight, groups)}
-    answer = worker.build(name, digest, largest)
-    if known is not None and "known" in answer:
-        progress.reused(name)
-        return known, False
-    if largest:
-        assert calibration is not None
-        answer["engine"]["fp8"] = Fp8Spec(
-            groups=groups,
-            gemms=answer["fp8_gemms"],
-            largest=largest,
-            range_error=calibration.range_errors[name],
-            latent_error=calibration.latent_error,
-        ).model_dump()
-    return _describe(partial, name, plan, answer), True
+@dataclass(frozen=True)
+class _Builder:
+    """Builds the plans of one engine directory."""
 
+    request: Request
+    plan: Plan
+    partial: Path
+    progress: Progress
+    calibration: Calibration | None
+    worker: PlanWorker
+    trial: Trial
 
-def _known(partial: Path, name: str) -> PackageSpec | None:
-    path = partial / "stages" / f"{name}.json"
-    return PackageSpec.model_validate_json(path.read_text()) if path.is_file() else None
+    def build(self, name: str) -> PackageSpec:
+        """Build, try out and describe one plan; or take over the one that is there."""
+        known, largest = self._known(name), self._largest(name)
+        digest = known.engine.weights_sha256 if known is not None and known.engine else None
+        answer = self.worker.build(name, digest, largest)
+        if known is not None and "known" in answer:
+            self.progress.reused(name)
+            return known
+        spec = self._describe(name, answer, largest)
+        if trial_device(self.request) is not None:
+            self.progress.step(name, 1.0, "trying it out")
+            self.trial.run(name, self.partial, spec, trial_integers(self.plan, name))
+        # From now on an interrupted build keeps it.
+        (self.partial / "stages" / f"{name}.json").write_text(spec.model_dump_json())
+        self.progress.finished(name, spec.build_s)
+        if not self.request.keep_onnx:  # as large as the weights
+            for path in (self.partial / "onnx").glob(f"{name}.onnx*"):
+                path.unlink()
+        return spec
 
+    def _known(self, name: str) -> PackageSpec | None:
+        """Return the description of a plan that an interrupted build finished."""
+        path = self.partial / "stages" / f"{name}.json"
+        lacks_onnx = not (self.partial / "onnx" / f"{name}.onnx").is_file()
+        if not path.is_file() or (self.request.keep_onnx and lacks_onnx):
+            return None
+        return PackageSpec.model_validate_json(path.read_text())
 
-def _describe(partial: Path, name: str, plan: Plan, answer: Mapping[str, Any]) -> PackageSpec:
-    planned = plan.packages[name]
-    return PackageSpec(
-        backend=planned.backend,
-        **describe_file(partial, f"stages/{name}.plan").model_dump(),
-        build_s=round(answer["seconds"], 2),
-        arguments=planned.arguments,
-        engine=EngineSpec.model_validate(answer["engine"]),
-    )
+    def _largest(self, name: str) -> dict[str, float]:
+        """Return the weights of a plan's linears that run in FP8, and their largest inputs."""
+        groups, own = self.request.tensorrt.fp8, self.plan.packages[name].baked.values()
+        largest = {} if self.calibration is None else self.calibration.largest
+        return {weight: largest[weight] for weight in own if is_quantised(weight, groups)}
+
+    def _describe(
+        self, name: str, answer: Mapping[str, Any], largest: dict[str, float]
+    ) -> PackageSpec:
+        planned, fp8 = self.plan.packages[name], None
+        if largest:
+            assert self.calibration is not None
+            fp8 = Fp8Spec(
+                groups=self.request.tensorrt.fp8,
+                gemms=answer["fp8_gemms"],
+                largest=largest,
+                range_error=self.calibration.range_errors[name],
+                latent_error=self.calibration.latent_error,
+            )
+        engine = EngineSpec.model_validate(answer["engine"])
+        return PackageSpec(
+            backend=planned.backend,
+            **describe_file(self.partial, f"stages/{name}.plan").model_dump(),
+            build_s=round(answer["seconds"], 2),
+            arguments=planned.arguments,
+            engine=engine.model_copy(update={"fp8": fp8}),
+        )
 
 
 def trial_device(request: Request) -> torch.device | None:

@@ -44,7 +44,7 @@ class BufferSpec(TensorSpec):
 
 
 class Fp8Spec(_Model):
-    """Linears of a DiT range that run in FP8, and what that loses; measured before the build."""
+    """Linears of a DiT range that run in FP8, and what that costs."""
 
     groups: tuple[str, ...]
     gemms: int
@@ -54,7 +54,7 @@ class Fp8Spec(_Model):
     range_error: float
     """Relative error of the range's result, given the same input."""
     latent_error: float
-    """Relative error of the latents after the calibration's last AR step, all ranges together."""
+    """Relative error of the latents after calibration, all ranges together."""
 
 
 class EngineSpec(_Model):
@@ -80,7 +80,7 @@ class EngineSpec(_Model):
     fused_attentions: int
     fp8: Fp8Spec | None = None
     onnx_error: float | None = None
-    """Of the graph in onnxruntime against the eager module, in float32; None: not checked."""
+    """Relative, of the graph in onnxruntime against the eager module; None: not checked."""
 
 
 class PackageSpec(_Model):
@@ -224,22 +224,20 @@ class Manifest(_Model):
 
     def rebuild_command(self, directory: Path) -> str:
         """Return the command that makes ``directory`` again, with all that was added to it."""
-        ways = ["--force", *["--add"] * (len(self.build_arguments) - 1)]
-        return " && ".join(
-            shlex.join(["build-engines", *arguments, "--out", str(directory), way])
-            for arguments, way in zip(self.build_arguments, ways, strict=True)
-        )
+        way, commands = "--force", []
+        for arguments in self.build_arguments:
+            commands.append(shlex.join(["build-engines", *arguments, "--out", str(directory), way]))
+            way = "--add"
+        return " && ".join(commands)
 
     def add_command(self, directory: Path, target: str) -> str:
         """Return the command that adds plans of tensorrt_rtx for another card."""
-        plain = (*self.build_arguments[0], "--backend", "tensorrt-rtx")
-        known = [build for build in self.build_arguments if "tensorrt-rtx" in build] or [plain]
-        arguments = list(known[-1])
-        if "--target" in arguments:
-            start = arguments.index("--target")
-            del arguments[start : start + 2]
-        own = ["--target", target, "--add", "--out", str(directory)]
-        return shlex.join(["build-engines", *arguments, *own])
+        plain = [(*self.build_arguments[0], "--backend", "tensorrt-rtx")]
+        plans = [build for build in self.build_arguments if "tensorrt-rtx" in build]
+        *_, arguments = map(list, plans or plain)
+        start = arguments.index("--target") if "--target" in arguments else len(arguments)
+        arguments[start : start + 2] = ["--target", target]
+        return shlex.join(["build-engines", *arguments, "--add", "--out", str(directory)])
 
 
 def split_rows(argument: str) -> tuple[str, int | None, int | None]:

@@ -278,7 +278,7 @@ def test_a_full_disk_is_one_line(request_tiny, monkeypatch, error: Exception) ->
         (partial / "stages" / "shift.tmp.pt2").write_text("half a package")
         raise error
 
-    def wait_for_weights(request, plan, partial, progress, stored):
+    def wait_for_weights(request, plan, partial, progress, stored, choices):
         stored.result()
 
     monkeypatch.setattr(store, "save_file", full)

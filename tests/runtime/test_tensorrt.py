@@ -446,7 +446,7 @@ def test_the_command_for_another_card_keeps_what_was_asked_for():
     directory = mixed().model_copy(update={"builds": (packages, plans)})
     assert directory.add_command(folder, "sm_86") == (
         "build-engines --preset /p.yaml --set stream.height=256 --backend tensorrt-rtx "
-        "--keep-onnx --target sm_86 --add --out 'my engine'"
+        "--target sm_86 --keep-onnx --add --out 'my engine'"
     )
     assert directory.variants()[1].rebuild_command(folder) == (
         "build-engines --preset /p.yaml --set stream.height=256 --out 'my engine' --force && "
