@@ -38,7 +38,7 @@ def alone(out: Path) -> Iterator[None]:
     path = out.with_name(f"{out.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
+        file = path.open("a+b", buffering=0)
     except OSError as error:
         raise BuildError(f"{out}: cannot be written ({error.strerror})") from None
     with file:
@@ -46,15 +46,16 @@ def alone(out: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not _is_at(file, path):
                 raise BlockingIOError  # its last owner has just removed it
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
         except BlockingIOError:
             file.seek(0)
-            owner = file.read() or "that has just begun"
+            owner = file.read().decode() or "that has just begun"
             raise BuildError(
                 f"{out}: process {owner} is building it; wait for that, or choose another --out"
             ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        except OSError as error:
+            raise BuildError(f"{out}: cannot be written ({error.strerror})") from None
         try:
             yield
         finally:

@@ -50,7 +50,7 @@ def test_stages_agree(overrides: list[str]):
         assert 0 < error <= TOLERANCE, name
 
 
-@pytest.mark.parametrize("where", ["result", "ring", "integer"])
+@pytest.mark.parametrize("where", ["result", "ring", "integer", "nan"])
 def test_a_planted_error_is_found(where: str, monkeypatch):
     """In what a stage returns, in the part of the ring that it wrote, in an index."""
     preset, plan, weights = planned([])
@@ -59,6 +59,7 @@ def test_a_planted_error_is_found(where: str, monkeypatch):
     flat = package.module
     argument = {
         "result": flat.inputs,  # the residual stream
+        "nan": flat.inputs,
         "ring": flat.inputs + flat.outputs + flat.state_names.index("ring.bhnd.0.k"),
         "integer": flat.inputs + 5,  # valid tokens
     }[where]
@@ -71,6 +72,8 @@ def test_a_planted_error_is_found(where: str, monkeypatch):
             made += torch.where(made == before, 0, made * 1e-3).to(made.dtype)
             if where == "integer":
                 made += 1
+            if where == "nan":
+                made[0, 0, 0] = torch.nan
 
     monkeypatch.setattr(stage_check, "OrtProgram", Off)
     own = {weight: weights[weight] for weight in package.baked.values()}
@@ -78,7 +81,12 @@ def test_a_planted_error_is_found(where: str, monkeypatch):
         CheckError, match=r"in onnxruntime .* is off by .* 1e-04 is allowed"
     ) as found:
         StageCheck(preset, plan).run(name, own)
-    names = {"result": "x.chunk.1", "ring": "ring.bhnd.0.k", "integer": "valid.chunk"}
+    names = {
+        "result": "x.chunk.1",
+        "nan": "x.chunk.1",
+        "ring": "ring.bhnd.0.k",
+        "integer": "valid.chunk",
+    }
     assert names[where] in str(found.value) and "\n" not in str(found.value)
 
 
