@@ -32,6 +32,7 @@ def check_machine(directory: Path, manifest: Manifest, device: str | None) -> to
         raise ManifestError(f"device {device!r}: no such device; use cuda, cuda:N or cpu") from None
     hint = f"rebuild it here: {manifest.rebuild_command(directory)}"
     if target.type != built.type:
+        hint = hint.replace(f"--device {built.type}", f"--device {target.type}")
         raise ManifestError(
             f"{directory}: built for {built.type} ({built.name}), not for {target.type}; {hint}"
         )

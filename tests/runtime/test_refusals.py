@@ -100,7 +100,7 @@ def test_built_for_another_gpu(engine: Path, refusal, monkeypatch) -> None:
     message = refusal(engine)
     assert "NVIDIA A100 (capability (8, 0))" in message
     assert "this is NVIDIA H200 (capability (9, 0))" in message
-    assert f"build-engines --preset tiny --out {engine} --force" in message
+    assert f"build-engines --preset tiny --device cpu --out {engine} --force" in message
 
 
 def test_built_for_another_kind_of_cpu(engine: Path, refusal) -> None:
@@ -112,7 +112,8 @@ def test_built_for_another_kind_of_cpu(engine: Path, refusal) -> None:
 
 
 def test_asked_for_another_device(tiny_engine: Path) -> None:
-    with pytest.raises(ManifestError, match=r"built for cpu \(CPU .*\), not for cuda; rebuild"):
+    expected = r"built for cpu \(CPU .*\), not for cuda; rebuild it here: .* --device cuda --out"
+    with pytest.raises(ManifestError, match=expected):
         Session.open(tiny_engine, "cuda")
     with pytest.raises(ManifestError, match="device 'gpu': no such device; use cuda"):
         Session.open(tiny_engine, "gpu")
@@ -122,7 +123,7 @@ def test_another_torch(engine: Path, refusal) -> None:
     edit(engine, lambda data: data["versions"].update(torch="1.13.1"))
     message = refusal(engine)
     assert f"built with torch 1.13.1, this is torch {torch.__version__}" in message
-    assert f"build-engines --preset tiny --out {engine} --force" in message
+    assert f"build-engines --preset tiny --device cpu --out {engine} --force" in message
 
 
 @pytest.mark.parametrize("found", [SCHEMA_VERSION + 1, SCHEMA_VERSION - 1, "1", None])
