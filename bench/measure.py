@@ -11,7 +11,7 @@ import torch
 
 from sdrt.bench.frames import ChunkSource
 from sdrt.bench.statistics import distribution
-from sdrt.runtime.session import Chunk
+from sdrt.runtime.chunk import Chunk
 
 PROMPT = "neon discs"
 WARM_STEPS = 2

@@ -39,6 +39,9 @@ def _family(name: str, preset: str, variants: Mapping[str, tuple[str, ...]]) -> 
     ]
 
 
+WINDOW_12 = ("stream.window_frames=12", "stream.sink_frames=3")
+TAEHV_DECODER = ("decoder=taehv", "latents.denormalise_decoder=false")
+
 SCENARIOS = {
     scenario.name: scenario
     for scenario in [
@@ -53,12 +56,12 @@ SCENARIOS = {
                 "320x576": ("stream.height=320", "stream.width=576"),
             },
         ),
-        Scenario("sdv2-1.3b-480p-taehv", "sdv2-1.3b-480p-taehv"),
-        Scenario("sdv2-14b-480p", "sdv2-14b-480p"),
+        *_family("sdv2-1.3b-480p-taehv", "sdv2-1.3b-480p-taehv", {"both-ways": ("encoder=taehv",)}),
+        *_family("sdv2-14b-480p", "sdv2-14b-480p", {"taehv": ("encoder=taehv", *TAEHV_DECODER)}),
         *_family(
             "self-forcing-1.3b-480p",
             "self-forcing-1.3b-480p",
-            {"window-12": ("stream.window_frames=12", "stream.sink_frames=3")},
+            {"window-12": WINDOW_12, "window-12-taehv": (*WINDOW_12, *TAEHV_DECODER)},
         ),
     ]
 }

@@ -9,6 +9,7 @@ from sdrt.engine.config import Preset
 from sdrt.engine.dit import DitOut
 from sdrt.engine.stream import Intake, LatentDecoder, LatentEncoder, ShiftRows
 from sdrt.export.backends import BackendError, RingMode
+from sdrt.export.coder_stages import encoder_results
 from sdrt.export.onnx_coders import (
     DecodeStage,
     EncodeStage,
@@ -17,7 +18,7 @@ from sdrt.export.onnx_coders import (
     OnnxPixelsToFrames,
 )
 from sdrt.export.onnx_dit import DitRange, OnnxDitBlock, OnnxDitIn, PromptRange
-from sdrt.export.pipeline import SHIFTED, Pipeline, encoder_results
+from sdrt.export.pipeline import SHIFTED, Pipeline
 from sdrt.runtime.manifest import Backend, Phase
 
 RANGE_BLOCKS = 10

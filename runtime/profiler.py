@@ -93,8 +93,8 @@ def attach(session: "Session", emitter: Emitter) -> Callable[[], None]:
 
     wrap(session, "submit", STEP)
     wrap(session, "receive", "wait for frames")
-    wrap(session, "_stage_in", "copy in")
-    wrap(session, "_stage_out", "copy out")
+    wrap(session.host, "stage_in", "copy in")
+    wrap(session.host, "stage_out", "copy out")
     for stage in STAGES:
         wrap(session.flow, stage, stage)
     wrap(session.flow, "fill_noise", "noise")

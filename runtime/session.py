@@ -1,9 +1,7 @@
 """A session: one stream over an engine directory. Open, prepare, step, close."""
 
-import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -13,9 +11,12 @@ from torch import Tensor
 
 from sdrt.runtime import profiler
 from sdrt.runtime.checks import verify_files
+from sdrt.runtime.chunk import Chunk
 from sdrt.runtime.flow import FLOWS, noise_filler
+from sdrt.runtime.host_frames import HOST_SLOTS, HostFrames
 from sdrt.runtime.lanes import Lanes
 from sdrt.runtime.manifest import Manifest, read_manifest
+from sdrt.runtime.memory import memory_gib
 from sdrt.runtime.program import Program, load_programs
 from sdrt.runtime.stage import Stage, StageTable
 from sdrt.runtime.tensorrt import keep_compiled
@@ -26,31 +27,10 @@ from sdrt.runtime.variants import choose_variant
 
 IN_FLIGHT = 2
 """AR steps that may be submitted before the first of them is received."""
-HOST_SLOTS = 4
-"""Host buffers for frames; more than in flight, so that received frames stay valid a while."""
 
 
 class SessionError(ValueError):
     """The session was used in a way it cannot serve; the message says what was expected."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """What one AR step gave."""
-
-    index: int
-    """AR steps since ``prepare``."""
-    frames: np.ndarray
-    """uint8 ``[N, H, W, 3]``; N is 0 while the stream batch fills. Valid until the second next
-    ``receive``."""
-    stages_ms: dict[str, float]
-    """``encode_ms``, ``diffuse_ms``, ``decode_ms`` on the device, ``total_ms`` from the first's
-    begin to the last's end; ``finalize_ms`` is of the AR step before, as frames do not wait for it.
-    """
-    latency_ms: float
-    """Host time from ``submit`` to the frames being readable."""
-    steady: bool
-    """The window was full and every stage replayed its steady phase."""
 
 
 class Session:
@@ -94,7 +74,7 @@ class Session:
             weights,
             noise_filler(self.buffers, self._generator),
         )
-        self._allocate_host()
+        self.host = HostFrames(manifest, self.buffers, device)
         self._clocks: list[Clock] = [make_clock(device) for _ in range(HOST_SLOTS)]
         self._index = self._received = 0
         self._pending: dict[int, tuple[str | None, float]] = {}
@@ -195,7 +175,9 @@ class Session:
             lanes.wait("encoded is taken")
             clock.begin("encode_ms")
             if frames is not None:
-                self._stage_in(slot, frames)
+                self.host.stage_in(
+                    slot, frames, self.buffers["frames.steady" if index else "frames.first"]
+                )
             flow.encode(index)
             clock.end("encode_ms")
             lanes.record("encoded")
@@ -215,7 +197,7 @@ class Session:
             clock.begin("decode_ms")
             output = flow.decode(index)
             if output is not None:
-                self._stage_out(slot, output)
+                self.host.stage_out(slot, self.buffers[output])
             clock.end("decode_ms")
         with lanes.on("finalize"):
             clock.begin("finalize_ms")
@@ -242,7 +224,7 @@ class Session:
         self._received += 1
         return Chunk(
             index=index,
-            frames=self._frames_out_numpy[slot][:count],
+            frames=self.host.frames_out[slot][:count],
             stages_ms=clock.read() | {"finalize_ms": before},
             latency_ms=latency_ms,
             steady=self.flow.is_steady(index),
@@ -269,18 +251,7 @@ class Session:
 
     def memory_gib(self) -> dict[str, float]:
         """Return device memory in GiB: allocated, reserved, peak; on a CPU the process's peak."""
-        if self.device.type == "cuda":
-            readings = {
-                "mem_alloc_gib": torch.cuda.memory_allocated(self.device),
-                "mem_reserved_gib": torch.cuda.memory_reserved(self.device),
-                "mem_peak_gib": torch.cuda.max_memory_allocated(self.device),
-            }
-            return {name: value / 2**30 for name, value in readings.items()}
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        return {"mem_rss_gib": peak / 2**30}
+        return memory_gib(self.device)
 
     def close(self) -> None:
         """Wait for the device and free the session's tensors and graphs."""
@@ -294,24 +265,6 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _allocate_host(self) -> None:
-        stream = self.manifest.preset["stream"]
-        picture = (stream["height"], stream["width"], 3)
-        pinned = self.device.type == "cuda"
-        outputs = [
-            spec.shape[0]
-            for name, spec in self.manifest.buffers.items()
-            if name.startswith("frames_out.")
-        ]
-        inputs = max(self.flow.first_chunk_frames, self.flow.chunk_frames)
-
-        def host(frames: int) -> Tensor:
-            return torch.zeros((frames, *picture), dtype=torch.uint8, pin_memory=pinned)
-
-        self._frames_in = [host(inputs) for _ in range(HOST_SLOTS if inputs else 0)]
-        self._frames_out = [host(max(outputs)) for _ in range(HOST_SLOTS)]
-        self._frames_out_numpy = [tensor.numpy() for tensor in self._frames_out]
 
     def _check_submit(self, frames: np.ndarray | Tensor | None) -> None:
         if self._closed:
@@ -327,29 +280,15 @@ class Session:
             return
         if not expected:
             raise SessionError("this engine makes video from text: it takes no frames")
-        shape = (expected, *self._frames_in[0].shape[1:])
+        shape = (expected, *self.host.picture)
         got = (tuple(frames.shape), str(frames.dtype).removeprefix("torch."))
         if got != (shape, "uint8"):
             raise SessionError(f"frames are {got[0]} {got[1]}, expected {shape} uint8")
 
-    def _stage_in(self, slot: int, frames: np.ndarray | Tensor) -> None:
-        """Copy the frames into pinned memory, and from there to the device without waiting."""
-        host = self._frames_in[slot][: len(frames)]
-        if isinstance(frames, np.ndarray):
-            host.numpy()[:] = frames  # takes any strides and memory that is read only
-        else:
-            host.copy_(frames)
-        phase = "steady" if self._index else "first"
-        self.buffers[f"frames.{phase}"].copy_(host, non_blocking=True)
-
-    def _stage_out(self, slot: int, output: str) -> None:
-        """Copy finished frames to pinned memory without waiting."""
-        frames = self.buffers[output]
-        self._frames_out[slot][: len(frames)].copy_(frames, non_blocking=True)
-
     def _last_frames(self) -> Tensor:
+        """Return a chunk of the last input frame, repeated."""
         count = self.flow.chunk_frames if self._index > 1 else self.flow.first_chunk_frames
-        last = self._frames_in[(self._index - 1) % HOST_SLOTS][count - 1 : count]
+        last = self.host.frame_in((self._index - 1) % HOST_SLOTS, count - 1)
         return last.expand(self.flow.chunk_frames, -1, -1, -1)
 
     def _text_encoder(self) -> TextEncoder:

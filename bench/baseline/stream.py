@@ -13,7 +13,7 @@ from sdrt.engine import dit_weights
 from sdrt.engine.config import Preset
 from sdrt.engine.schedule import add_noise, denoise_timesteps, flow_table, nearest_sigma
 from sdrt.engine.weights import Source
-from sdrt.runtime.session import Chunk
+from sdrt.runtime.chunk import Chunk
 from sdrt.runtime.timing import make_clock
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -16,7 +16,8 @@ from sdrt.bench.frames import ChunkSource
 from sdrt.bench.measure import PROMPT, Record, as_dicts
 from sdrt.bench.run import QUICK, SECTIONS, Run
 from sdrt.bench.scenarios import find
-from sdrt.runtime.session import Chunk, Session
+from sdrt.runtime.chunk import Chunk
+from sdrt.runtime.session import Session
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,7 +9,7 @@ import torch
 from sdrt.bench.frames import ChunkSource
 from sdrt.bench.measure import Length, Record, rate, record_stream, summarise
 from sdrt.bench.paced import Playout, stalls
-from sdrt.runtime.session import Chunk
+from sdrt.runtime.chunk import Chunk
 
 STAGES = {"encode_ms": 1.0, "diffuse_ms": 2.0, "decode_ms": 3.0, "finalize_ms": 0.0}
 

@@ -82,7 +82,7 @@ def test_both_phases_share_the_rings_of_fused_layers() -> None:
     """The largest call of the two, and the two frames before it, at the level's frame rate."""
     preset = load("sdv2-1.3b-480p")
     assert largest_call(preset) == max(4 * preset.first_chunk_latent_frames - 3, 4)
-    fused = dict.fromkeys(("encoder.downsamples.0", "decoder.upsamples.8"), "fused")
+    fused = {"encoder.downsamples.0": "fused", "decoder.upsamples.8": "fused"}
     plan = Pipeline(preset, ((0, 30),), "cuda", fused).plan()
     frames = largest_call(preset)
     ring = plan.buffers["encoder.encoder.downsamples.0.residual.2"]

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from sdrt.runtime import cli, demo
+from sdrt.runtime.chunk import Chunk
 from sdrt.runtime.manifest import (
     SCHEMA_VERSION,
     DeviceSpec,
@@ -23,7 +24,7 @@ from sdrt.runtime.manifest import (
     WeightsSpec,
     write_manifest,
 )
-from sdrt.runtime.session import Chunk, Session, SessionError
+from sdrt.runtime.session import Session, SessionError
 from sdrt.runtime.stats import STAGES
 from sdrt.runtime.video import open_input
 from sdrt.runtime.video_writer import FrameWriter

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sdrt.runtime.session import Chunk
+from sdrt.runtime.chunk import Chunk
 from sdrt.runtime.stats import (
     STAGES,
     LiveLine,
