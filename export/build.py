@@ -93,7 +93,8 @@ def _choose(request: Request, partial: Path) -> dict[str, Choice]:
     path = partial / CHOICES_NAME
     if path.is_file():
         return CHOICES.validate_json(path.read_bytes())
-    choices = choose(request.preset, request.device, request.backends)
+    with torch.cuda.device(request.device):
+        choices = choose(request.preset, request.device, request.backends)
     path.write_bytes(CHOICES.dump_json(choices))
     return choices
 

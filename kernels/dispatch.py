@@ -9,7 +9,9 @@ from torch import Tensor
 
 from sdrt.kernels.library import library
 
-HAS_TRITON = importlib.util.find_spec("triton") is not None
+_triton = importlib.util.find_spec("triton")
+HAS_TRITON = _triton is not None and _triton.origin is not None
+"""Whether Triton is installed; a folder of that name on the path is not it."""
 
 _reference_only = False
 

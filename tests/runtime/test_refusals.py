@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdrt.runtime import cli
+from sdrt.runtime import cli, program
 from sdrt.runtime.manifest import MANIFEST_NAME, SCHEMA_VERSION, ManifestError, read_manifest
 from sdrt.runtime.session import Session
 from sdrt.runtime.video_writer import FrameWriter
@@ -232,3 +232,12 @@ def test_sdrun_itself_is_refused_with_exit_code_2(engine: Path, tmp_path: Path) 
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert not (tmp_path / "out.mp4").exists()
+
+
+def test_packages_that_call_kernels_that_are_not_installed(engine: Path, refusal, monkeypatch):
+    """The packages would fail at their first launch, with torch's words for a missing op."""
+    monkeypatch.setattr(program, "library", lambda: None)
+    edit(engine, lambda data: data.update(ops=["sdrt.kernels.causal_conv"]))
+    message = refusal(engine)
+    assert "compiled kernels, which are not here" in message and "nvcc" in message
+    assert "build-engines --preset tiny" in message
