@@ -42,6 +42,7 @@ class Request:
     device: str | None
     demo: bool
     profile: Path | None = None
+    overlap: bool = True
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -73,10 +74,16 @@ def sdrun(
         Path | None,
         typer.Option(help="File for a trace of a few steady AR steps, .json (for Perfetto)."),
     ] = None,
+    overlap: Annotated[
+        bool,
+        typer.Option(help="Stages of different chunks at once (GPU); without: less memory."),
+    ] = True,
 ) -> Request:
     """Stream video through an engine directory that build-engines made."""
     clip = None if input in (None, "none") else Path(input)
-    return Request(engine, clip, prompt, output, max_frames, seed, stats, device, demo, profile)
+    return Request(
+        engine, clip, prompt, output, max_frames, seed, stats, device, demo, profile, overlap
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -92,6 +99,10 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(f"{error.format_message()} (see sdrun --help)")
     except OSError as error:
         return _fail(str(error))
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        return _fail("the GPU's memory is too small for this engine; --no-overlap needs less")
     except ValueError as error:
         # The classes that sdrt raises on purpose say it all in one line; others are bugs.
         if not (isinstance(error, CommandError) or type(error).__module__.startswith("sdrt.")):
@@ -182,7 +193,7 @@ def _open_session(request: Request, console: "Console") -> "Session":
         return demo.open_session(request.device, console.print)
     from sdrt.runtime.session import Session
 
-    return Session.open(request.engine, request.device)
+    return Session.open(request.engine, request.device, request.overlap)
 
 
 def _stream_to_file(

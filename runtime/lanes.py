@@ -16,11 +16,14 @@ class Lanes:
     stream fill multiprocessors that the tail of another stream's kernel leaves idle.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, overlap: bool = True) -> None:
+        """Make the streams; without ``overlap`` it is one for all, and stages run in turn."""
         self.device = device
         self._streams: dict[str, torch.cuda.Stream] = {}
         self._events: dict[str, torch.cuda.Event] = {}
-        if device.type == "cuda":
+        if device.type == "cuda" and not overlap:
+            self._streams = dict.fromkeys(LANES, torch.cuda.Stream(device))
+        elif device.type == "cuda":
             # The later the stage, the sooner its kernels run: what was begun first ends first.
             self._streams = {
                 lane: torch.cuda.Stream(device, priority=-order) for order, lane in enumerate(LANES)

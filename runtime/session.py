@@ -48,17 +48,21 @@ class Session:
         device: torch.device,
         directory: Path | None = None,
         capture: bool = True,
+        overlap: bool = True,
     ) -> None:
         """Bind programs and weights; :meth:`open` does this from an engine directory.
 
         Args:
             directory: holds the text encoder's files, where the preset needs one.
             capture: record CUDA graphs; without, packages are called one by one.
+            overlap: as :meth:`open` takes it.
         """
         self.manifest, self.device, self._directory = manifest, device, directory
         self.weights = weights
         self.buffers = allocate_buffers(manifest, device)
-        self._lanes = Lanes(device)
+        # Plans share the memory of their activations, so they must not run beside each other.
+        plans = any(package.engine for package in manifest.packages.values())
+        self._lanes = Lanes(device, overlap and not plans)
         stages = [
             Stage(spec, manifest, programs, self.buffers, weights) for spec in manifest.stages
         ]
@@ -82,11 +86,13 @@ class Session:
         profiler.attach_if_wanted(self)
 
     @classmethod
-    def open(cls, directory: Path | str, device: str | None = None) -> Self:
+    def open(cls, directory: Path | str, device: str | None = None, overlap: bool = True) -> Self:
         """Load an engine directory and make it ready to stream.
 
         Args:
             device: ``cuda``, ``cuda:1`` or ``cpu``; by default what the engine was built for.
+            overlap: on a GPU, encode, denoise and decode different chunks at once; without, it
+                is a little slower and needs less memory. TensorRT plans never do.
         Raises:
             ManifestError: the directory is damaged, or built for another machine.
         """
@@ -97,7 +103,7 @@ class Session:
             weights = load_weights(directory, manifest, target)
             programs = load_programs(directory, manifest, target)
         with torch.inference_mode():
-            session = cls(manifest, programs, weights, target, directory)
+            session = cls(manifest, programs, weights, target, directory, overlap=overlap)
         keep_compiled(programs.values())
         return session
 

@@ -41,8 +41,8 @@ class FakeSession:
     def on_submit(index: int) -> None:
         """Called at each submit; tests put their own here."""
 
-    def __init__(self, manifest: Manifest, device: str | None) -> None:
-        self.manifest = manifest
+    def __init__(self, manifest: Manifest, device: str | None, overlap: bool) -> None:
+        self.manifest, self.overlap = manifest, overlap
         self.device = SimpleNamespace(type=device or "cuda")
         self.takes_frames = manifest.preset["flow"] == "stream-batch"
         self.lookahead_frames = 0
@@ -108,10 +108,10 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> list[FakeSession]:
     """Every session that was opened."""
     opened: list[FakeSession] = []
 
-    def fake_open(directory: Path, device: str | None = None) -> FakeSession:
+    def fake_open(directory: Path, device: str | None = None, overlap: bool = True) -> FakeSession:
         from sdrt.runtime.manifest import read_manifest
 
-        opened.append(FakeSession(read_manifest(Path(directory)), device))
+        opened.append(FakeSession(read_manifest(Path(directory)), device, overlap))
         return opened[-1]
 
     monkeypatch.setattr(Session, "open", fake_open)
@@ -190,6 +190,29 @@ def test_n_frames_give_n_frames_in_order(
     assert (session.prompt, session.seed, session.closed) == ("p", 3, True)
     # One ahead where submit returns at once; on a CPU it would only add latency.
     assert session.most_in_flight == (2 if device == "cuda" and frames > 5 else 1)
+
+
+def test_overlap_can_be_left_out(sessions, make_engine, make_clip, tmp_path: Path) -> None:
+    """It goes to the session, for GPUs with little memory."""
+    engine, clip = make_engine(), make_clip(5)
+    for name, option in (("a", ()), ("b", ("--no-overlap",))):
+        arguments = ("--engine", engine, "--input", clip, "--prompt", "p", *option)
+        assert sdrun(*arguments, "--output", tmp_path / f"{name}.mp4") == 0
+    assert [session.overlap for session in sessions] == [True, False]
+
+
+def test_too_little_gpu_memory_is_one_line(
+    make_engine, make_clip, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    def refuse(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB …")
+
+    monkeypatch.setattr(Session, "open", refuse)
+    arguments = ("--engine", make_engine(), "--input", make_clip(5), "--prompt", "p")
+    assert sdrun(*arguments, "--output", tmp_path / "out.mp4") == 2
+    message = "error: the GPU's memory is too small for this engine; --no-overlap needs less\n"
+    assert capsys.readouterr().err == message
+    assert not (tmp_path / "out.mp4").exists()
 
 
 @pytest.mark.parametrize("limit", [1, 5, 7, 30])
@@ -286,7 +309,7 @@ def test_interrupting_leaves_a_playable_file(
 def test_interrupting_before_the_first_frame(
     make_engine, make_clip, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    def fake_open(directory: Path, device: str | None = None) -> FakeSession:
+    def fake_open(*_: object) -> FakeSession:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Session, "open", fake_open)
@@ -353,7 +376,7 @@ def test_refused_before_a_session_is_opened(
 def test_refusals_of_the_session(
     make_engine, make_clip, tmp_path: Path, monkeypatch, capsys, error: Exception
 ) -> None:
-    def fake_open(directory: Path, device: str | None = None) -> FakeSession:
+    def fake_open(*_: object) -> FakeSession:
         raise error
 
     monkeypatch.setattr(Session, "open", fake_open)

@@ -28,6 +28,12 @@ def test_groups_share_three_streams() -> None:
 
 
 @pytest.mark.gpu
+def test_without_overlap_there_is_one_stream() -> None:
+    lanes = Lanes(torch.device("cuda"), overlap=False)
+    assert len({lanes.stream(lane) for lane in LANES}) == 1
+
+
+@pytest.mark.gpu
 def test_a_lane_waits_for_what_was_recorded() -> None:
     """Reference: the value that the other stream writes late."""
     lanes = Lanes(torch.device("cuda"))

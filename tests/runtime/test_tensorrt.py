@@ -16,7 +16,7 @@ from sdrt.export.backends import choose_backends
 from sdrt.export.child import Child, ChildCrash
 from sdrt.export.tensorrt_pipeline import make_pipeline
 from sdrt.export.trial import Trial, TrialError
-from sdrt.runtime import tensorrt
+from sdrt.runtime import session, tensorrt
 from sdrt.runtime.manifest import (
     BufferSpec,
     Call,
@@ -238,6 +238,27 @@ def plans(tmp_path: Path, monkeypatch, cuda):
         (tmp_path / name).write_bytes(name.encode())
         packages[name] = package(engine_spec()).model_copy(update={"file": name})
     return packages
+
+
+def test_plans_never_run_beside_each_other(monkeypatch):
+    """They share memory: a session over one has a single stream, whatever it was asked for."""
+
+    class StopHere(Exception):
+        pass
+
+    asked = []
+
+    def lanes(device: torch.device, overlap: bool) -> None:
+        asked.append(overlap)
+        raise StopHere
+
+    monkeypatch.setattr(session, "Lanes", lanes)
+    plan, other = package(engine_spec()), SimpleNamespace(engine=None)
+    for packages in ({"a": other}, {"a": other, "b": plan}):
+        manifest: Any = SimpleNamespace(packages=packages, buffers={})
+        with pytest.raises(StopHere):
+            session.Session(manifest, {}, {}, torch.device("cpu"))
+    assert asked == [True, False]
 
 
 def test_plans_share_activations_banks_and_the_jit_cache(plans, tmp_path: Path):
