@@ -10,7 +10,7 @@ import torch
 from pydantic import TypeAdapter
 
 from sdrt.export.calibrate import CalibrationError
-from sdrt.export.choices import choose
+from sdrt.export.choices import ChoiceError, choose
 from sdrt.export.compile import compile_packages
 from sdrt.export.describe import describe
 from sdrt.export.folder import (
@@ -94,7 +94,10 @@ def _choose(request: Request, partial: Path) -> dict[str, Choice]:
     if path.is_file():
         return CHOICES.validate_json(path.read_bytes())
     with torch.cuda.device(request.device):
-        choices = choose(request.preset, request.device, request.backends)
+        try:
+            choices = choose(request.preset, request.device, request.backends)
+        except ChoiceError as error:
+            raise BuildError(str(error)) from error
     path.write_bytes(CHOICES.dump_json(choices))
     return choices
 

@@ -1,5 +1,6 @@
 """Which implementation of an op is the fastest here: timed before a build, kept in the manifest."""
 
+import contextlib
 import statistics
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import partial
@@ -24,9 +25,14 @@ OP_MODULES = {
 STAGES = {"attention": "dit", "encoder": "vae_encoder", "decoder": "vae_decoder"}
 """First part of a choice's name -> the stage whose backend it depends on."""
 
+
 CALLS = 4
 REPEATS = 15
 """Replays of one captured graph of ``CALLS`` calls; the median counts."""
+
+
+class ChoiceError(RuntimeError):
+    """Nothing can be chosen; the message says why."""
 
 
 def op_modules(choices: Mapping[str, Choice]) -> tuple[str, ...]:
@@ -58,10 +64,22 @@ def choose(
 
 
 def fastest(candidates: Candidates) -> Choice:
-    """Return the candidate that takes the least time; they are timed in turn, interleaved."""
+    """Return the candidate that takes the least time; they are timed in turn, interleaved.
+
+    Those that need more memory than there is are left out.
+
+    Raises:
+        ChoiceError: no candidate is left.
+    """
     if len(candidates) == 1:
         return Choice(chosen=next(iter(candidates)), ms={})
-    graphs = {name: _capture(run) for name, run in candidates.items()}
+    graphs = {}
+    for name, run in candidates.items():
+        with contextlib.suppress(torch.OutOfMemoryError):
+            graphs[name] = _capture(run)
+    if not graphs:
+        names = ", ".join(candidates)
+        raise ChoiceError(f"the GPU's memory is too small for any of {names} at this preset's size")
     times: dict[str, list[float]] = {name: [] for name in graphs}
     for _ in range(REPEATS):
         for name, graph in graphs.items():

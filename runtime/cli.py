@@ -2,7 +2,6 @@
 
 import signal
 import sys
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -209,7 +208,11 @@ def _stream_to_file(
     if session.manifest.weights.synthetic:
         console.print("note: synthetic weights: the output is noise, good for timing only")
     frames = _input_frames(session, request, console)
-    pairs = _Pairs(frames) if request.demo and frames is not None else None
+    pairs = None
+    if request.demo and frames is not None:
+        from sdrt.runtime.demo import Pairs
+
+        pairs = Pairs(frames)
     limit = request.max_frames or (TEXT_TO_VIDEO_FRAMES if frames is None else None)
     session.prepare(prompt, request.seed)
 
@@ -273,30 +276,6 @@ def _report_header(session: "Session", request: Request, interrupted: bool) -> d
         "interrupted": interrupted,
         "versions": versions(),
     }
-
-
-class _Pairs:
-    """Passes input frames on and keeps each until the output made of it is there."""
-
-    def __init__(self, frames: "Iterator[np.ndarray]") -> None:
-        self._frames = frames
-        self._kept: deque[np.ndarray] = deque()
-
-    def __iter__(self) -> "_Pairs":
-        return self
-
-    def __next__(self) -> "np.ndarray":
-        frame = next(self._frames)
-        self._kept.append(frame)
-        return frame
-
-    def joined(self, made: "np.ndarray") -> "np.ndarray":
-        """Return ``[F, H, 2W, 3]``: the next F inputs on the left, ``made`` on the right."""
-        import numpy as np
-
-        from sdrt.runtime.video_writer import side_by_side
-
-        return side_by_side(np.stack([self._kept.popleft() for _ in made]), made)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sdrt.runtime.stats import versions
+from sdrt.runtime.video_writer import side_by_side
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from sdrt.runtime.session import Session
@@ -172,3 +174,23 @@ class _Shape:
             return np.maximum(np.abs(x) * slope + y / 2, -y) - self.size * 0.6
         width = self.size * (1.3 if self.kind == "stripes" else 0.85)
         return np.maximum(np.abs(x) - width, np.abs(y) - self.size * 0.85)
+
+
+class Pairs:
+    """Passes input frames on and keeps each until the output made of it is there."""
+
+    def __init__(self, frames: Iterator[np.ndarray]) -> None:
+        self._frames = frames
+        self._kept: deque[np.ndarray] = deque()
+
+    def __iter__(self) -> "Pairs":
+        return self
+
+    def __next__(self) -> np.ndarray:
+        frame = next(self._frames)
+        self._kept.append(frame)
+        return frame
+
+    def joined(self, made: np.ndarray) -> np.ndarray:
+        """Return ``[F, H, 2W, 3]``: the next F inputs on the left, ``made`` on the right."""
+        return side_by_side(np.stack([self._kept.popleft() for _ in made]), made)

@@ -21,7 +21,7 @@ from sdrt.runtime.program import Program, load_programs
 from sdrt.runtime.stage import Stage, StageTable
 from sdrt.runtime.tensorrt import keep_compiled
 from sdrt.runtime.tensors import allocate_buffers, load_weights
-from sdrt.runtime.text import HashedWords, TextEncoder, Umt5
+from sdrt.runtime.text import text_encoder
 from sdrt.runtime.timing import Clock, make_clock
 from sdrt.runtime.variants import choose_variant
 
@@ -157,7 +157,7 @@ class Session:
             raise SessionError("the session is closed: open another one")
         if not prompt.strip():
             raise SessionError("the prompt is empty; give a text, such as --prompt 'neon discs'")
-        with self._text_encoder() as encoder:
+        with text_encoder(self.manifest, self._directory, self.device) as encoder:
             embeds = encoder.encode(prompt)
         with self._lanes.on("prompt"):
             self.buffers["prompt_embeds"].copy_(embeds)
@@ -296,10 +296,3 @@ class Session:
         count = self.flow.chunk_frames if self._index > 1 else self.flow.first_chunk_frames
         last = self.host.frame_in((self._index - 1) % HOST_SLOTS, count - 1)
         return last.expand(self.flow.chunk_frames, -1, -1, -1)
-
-    def _text_encoder(self) -> TextEncoder:
-        dit = self.manifest.preset["dit"]
-        if self.manifest.text.kind == "hashed-words":
-            return HashedWords(dit["text_len"], dit["text_dim"])
-        assert self._directory is not None, "a umt5 engine needs its directory"
-        return Umt5(self._directory / "text", self.device, torch.bfloat16, dit["text_len"])

@@ -11,6 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sdrt.runtime.manifest import Manifest
+
 
 class TextEncoderError(OSError):
     """A text encoder's folder that cannot be used."""
@@ -142,3 +144,12 @@ def load_umt5(folder: Path, device: torch.device, dtype: torch.dtype) -> torch.n
             f"text encoder {folder}: model.safetensors does not fit config.json: {reason}"
         ) from error
     return model.eval().requires_grad_(False)
+
+
+def text_encoder(manifest: Manifest, directory: Path | None, device: torch.device) -> TextEncoder:
+    """Return what makes embeddings of a prompt for an engine in ``directory``."""
+    dit = manifest.preset["dit"]
+    if manifest.text.kind == "hashed-words":
+        return HashedWords(dit["text_len"], dit["text_dim"])
+    assert directory is not None, "a umt5 engine needs its directory"
+    return Umt5(directory / "text", device, torch.bfloat16, dit["text_len"])

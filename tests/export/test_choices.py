@@ -5,7 +5,7 @@ import torch
 
 from sdrt.engine.config import load
 from sdrt.export import choices as module
-from sdrt.export.choices import choose, fastest, op_modules, questions
+from sdrt.export.choices import ChoiceError, choose, fastest, op_modules, questions
 from sdrt.export.pipeline import Pipeline
 from sdrt.export.vae_choices import largest_call
 from sdrt.runtime.manifest import Choice
@@ -24,6 +24,17 @@ def test_a_lone_candidate_is_not_timed() -> None:
         raise AssertionError("timed")
 
     assert fastest({"sdpa": never}) == Choice(chosen="sdpa", ms={})
+
+
+def test_candidates_that_do_not_fit_are_left_out(monkeypatch) -> None:
+    """Without any left, the error names them."""
+
+    def capture(run) -> None:
+        raise torch.OutOfMemoryError("2 GiB")
+
+    monkeypatch.setattr(module, "_capture", capture)
+    with pytest.raises(ChoiceError, match="too small for any of stacked, conv3d"):
+        fastest({"stacked": lambda: None, "conv3d": lambda: None})
 
 
 def test_every_layer_with_a_choice_is_asked_for() -> None:
