@@ -18,6 +18,7 @@ from sdrt.export.tensorrt_pipeline import make_pipeline
 from sdrt.export.trial import Trial, TrialError
 from sdrt.runtime import session, tensorrt
 from sdrt.runtime.manifest import (
+    SCHEMA_VERSION,
     BufferSpec,
     Call,
     DeviceSpec,
@@ -428,7 +429,7 @@ def mixed() -> Manifest:
         type="cuda", name="sm_89, sm_120", capability=None, driver=None, targets=targets
     )
     return Manifest(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         sdrt="",
         preset={"name": "tiny"},
         ops=(),
