@@ -193,9 +193,10 @@ def test_no_directory(tmp_path: Path, refusal) -> None:
     assert "no such engine directory; build one with build-engines" in refusal(tmp_path / "none")
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"schema_version": %d}' % SCHEMA_VERSION, "\x80abc"]
-)
+SCHEMA_ONLY = json.dumps({"schema_version": SCHEMA_VERSION})
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", SCHEMA_ONLY, "\x80abc"])
 def test_a_malformed_manifest(engine: Path, refusal, text: str) -> None:
     (engine / MANIFEST_NAME).write_bytes(text.encode("latin-1"))
     message = refusal(engine)
