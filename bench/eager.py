@@ -7,12 +7,11 @@ from torch import Tensor
 
 from sdrt.engine.config import Preset
 from sdrt.engine.weights import Source
-from sdrt.export.describe import describe
+from sdrt.export.eager import rehearsal
 from sdrt.export.pipeline import Pipeline
 from sdrt.export.plan import FlatModule, Plan
 from sdrt.export.weights import plan_weights
 from sdrt.kernels.dispatch import references
-from sdrt.runtime.manifest import PackageSpec, TextSpec, WeightsSpec
 from sdrt.runtime.session import Session
 
 
@@ -56,27 +55,8 @@ def eager_session(
     target = torch.device(device)
     plan = Pipeline(preset, ranges or [(0, preset.dit.num_layers)], target.type, choices).plan()
     if isinstance(weights, Mapping):
-        placed, origin = weights, "shared"
+        placed = weights
     else:
-        placed, origin = place_weights(plan, preset, weights, target), weights.description
-    packages = {
-        name: PackageSpec(
-            backend="inductor",
-            file="",
-            sha256="",
-            bytes=0,
-            build_s=0.0,
-            arguments=package.arguments,
-        )
-        for name, package in plan.packages.items()
-    }
-    manifest = describe(
-        plan,
-        preset,
-        target,
-        packages,
-        WeightsSpec(source=origin, synthetic=False, files=()),
-        TextSpec(kind="hashed-words"),
-    )
+        placed = place_weights(plan, preset, weights, target)
     programs = {name: EagerProgram(package.module) for name, package in plan.packages.items()}
-    return Session(manifest, programs, placed, target, capture=False)
+    return rehearsal(preset, plan, programs, placed, target)

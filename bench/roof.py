@@ -12,8 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sdrt.bench.timing import Arguments, input_sets, milliseconds
 from sdrt.bench.work import Attention, Conv, Gemm, Op, stage_work
 from sdrt.engine.config import Preset
+from sdrt.export.pipeline import DTYPES
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BACKENDS = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
 COPY_BYTES = {"cuda": 2 << 30, "cpu": 64 << 20}
 LARGE_GEMM = {"cuda": 8192, "cpu": 768}

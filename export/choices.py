@@ -10,11 +10,10 @@ from torch import Tensor
 
 from sdrt.engine.config import Preset
 from sdrt.engine.wan_vae_fused import FUSED
+from sdrt.export.pipeline import DTYPES
 from sdrt.export.vae_choices import Candidates, Question, vae_questions
 from sdrt.kernels import ring_attention as attention
 from sdrt.runtime.manifest import Backend, Choice
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 OP_MODULES = {
     attention.COMPILED: "sdrt.kernels.ring_attention",

@@ -13,10 +13,10 @@ from sdrt.engine import dit_weights
 from sdrt.engine.config import Preset
 from sdrt.engine.schedule import add_noise, denoise_timesteps, flow_table, nearest_sigma
 from sdrt.engine.weights import Source
+from sdrt.export.pipeline import DTYPES
 from sdrt.runtime.chunk import Chunk
 from sdrt.runtime.timing import make_clock
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FULL_MOTION = 0.2
 """Difference of neighbouring frames, root mean square, that counts as the most motion."""
 
