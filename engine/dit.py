@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from sdrt.engine.config import DitConfig
-from sdrt.engine.dit_block import modulated_norm
 from sdrt.engine.ring import ring_rows, ring_slots, valid_tokens
 from sdrt.engine.schedule import add_noise, flow_table, nearest_sigma
 from sdrt.engine.stage import StageModule
+from sdrt.kernels.residual_norm import Modulation, modulated_norm
 
 
 class DitIn(StageModule):
@@ -116,8 +116,8 @@ class DitHead(nn.Module):
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
         """Return the flow, float32 ``[B, F, 16, h, w]``."""
-        shift, scale = (self.modulation.float() + e.unsqueeze(2)).unbind(2)
-        flow = self.head(modulated_norm(x, shift, scale, self.config.eps)).float()
+        modulation = Modulation(self.modulation, e.unsqueeze(2).expand(-1, -1, 2, -1))
+        flow = self.head(modulated_norm(x, modulation, 0, 1, self.config.eps)).float()
         flow = flow.view(x.shape[0], -1, self.rows, self.columns, 2, 2, self.config.out_dim)
         return flow.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
 

@@ -3,7 +3,6 @@
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdrt.engine.config import DitConfig
@@ -11,7 +10,18 @@ from sdrt.engine.ring import queue_length, refresh_slot, ring_rows
 from sdrt.engine.stage import StageModule
 from sdrt.kernels.linear_gelu import linear_gelu
 from sdrt.kernels.qk_norm_rope import qk_norm_rope, split_norm_rope
+from sdrt.kernels.residual_norm import (
+    Modulation,
+    added_modulated_norm,
+    gated,
+    gated_affine_norm,
+    modulated_norm,
+    rms_norm,
+)
 from sdrt.kernels.ring_attention import ANYWHERE, ring_attention
+
+SHIFT1, SCALE1, GATE1, SHIFT2, SCALE2, GATE2 = range(6)
+"""Rows of a block's modulation: of the self-attention, then of the feed-forward layers."""
 
 
 class RMSNorm(nn.Module):
@@ -23,26 +33,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        x32 = x.float()
-        x32 = x32 * torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + self.eps)
-        return (x32 * self.weight.float()).to(x.dtype)
-
-
-def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """Return ``norm(x) * (1 + scale) + shift`` in ``x``'s dtype, computed in float32.
-
-    Args:
-        x: ``[B, N, C]``; shift, scale: float32 ``[B, E, C]``, each for N / E tokens of ``x``.
-    """
-    normed = F.layer_norm(x.float(), (x.shape[-1],), eps=eps)
-    normed = normed.unflatten(1, (shift.shape[1], -1))
-    return (normed * (1 + scale.unsqueeze(2)) + shift.unsqueeze(2)).flatten(1, 2).to(x.dtype)
-
-
-def gated(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
-    """Return ``x + gate * update`` in ``x``'s dtype; ``gate`` is float32 ``[B, E, C]``."""
-    scaled = update.float().unflatten(1, (gate.shape[1], -1)) * gate.unsqueeze(2)
-    return (x.float() + scaled.flatten(1, 2)).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class SelfAttention(nn.Module):
@@ -104,9 +95,10 @@ class RingBlock(StageModule):
             states["count"] = torch.zeros(self.batch, **integer)
         return states
 
-    def projection(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    def projection(self, x: Tensor, e0: Tensor) -> Tensor:
         """Return q, k and v of the tokens, side by side, neither normalised nor rotated."""
-        return self.self_attn.qkv(modulated_norm(x, shift, scale, self.config.eps))
+        modulation = Modulation(self.modulation, e0)
+        return self.self_attn.qkv(modulated_norm(x, modulation, SHIFT1, SCALE1, self.config.eps))
 
     def write_ring(
         self,
@@ -213,22 +205,20 @@ class DitBlock(RingBlock):
             x, e0, cos, sin, rows, valid, position: as :class:`DitIn` takes and returns them.
             cross_k, cross_v: ``[1, text_len, H, D]`` of :class:`CrossKV`.
         """
-        eps = self.config.eps
-        shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.float() + e0).unbind(2)
-        qkv = self.projection(x, shift1, scale1)
-        out = self.attend_ring(qkv, cos, sin, rows, valid, position, states)
-        x = gated(x, self.self_attn.o(out), gate1)
+        modulation, eps = Modulation(self.modulation, e0), self.config.eps
+        out = self.attend_ring(self.projection(x, e0), cos, sin, rows, valid, position, states)
+        out, norm = self.self_attn.o(out), self.norm3
+        x, hidden = gated_affine_norm(x, out, modulation, GATE1, norm.weight, norm.bias, eps)
 
         # Every row sees the same text, so the rows are folded into one query sequence.
         cross = self.cross_attn
-        q = cross.norm_q(cross.q(self.norm3(x))).unflatten(-1, self.heads)
-        out = self.attend_text(q.flatten(0, 1).unsqueeze(0), cross_k, cross_v)
-        x = x + cross.o(out.view_as(x))
+        q = cross.norm_q(cross.q(hidden)).unflatten(-1, self.heads)
+        out = cross.o(self.attend_text(q.flatten(0, 1).unsqueeze(0), cross_k, cross_v).view_as(x))
+        x, hidden = added_modulated_norm(x, out, modulation, SHIFT2, SCALE2, eps)
 
-        hidden = modulated_norm(x, shift2, scale2, eps)
         up = cast(nn.Linear, self.ffn[0])
         hidden = linear_gelu(hidden, up.weight, up.bias)
-        return gated(x, self.ffn[2](hidden), gate2)
+        return gated(x, self.ffn[2](hidden), modulation, GATE2)
 
     def attend_ring(
         self,
@@ -270,8 +260,7 @@ class DitKeys(RingBlock):
         states: dict[str, Tensor],
     ) -> tuple[()]:
         """Overwrite the chunk's K and V; the arguments are :class:`DitBlock`'s."""
-        shift, scale = (self.modulation.float() + e0).unbind(2)[:2]
-        self.write_ring(self.projection(x, shift, scale), cos, sin, rows, position, states)
+        self.write_ring(self.projection(x, e0), cos, sin, rows, position, states)
         return ()
 
 
