@@ -12,6 +12,7 @@ from sdrt.bench.eager import eager_session
 from sdrt.bench.frames import chunks_for
 from sdrt.bench.measure import PROMPT
 from sdrt.bench.quality import psnr, relative_error, ssim
+from sdrt.bench.stage_errors import compared_stages
 from sdrt.engine.config import from_dict
 from sdrt.runtime.program import load_programs
 from sdrt.runtime.session import Session
@@ -27,12 +28,13 @@ def measure_fidelity(directory: Path, session: Session, chunks: int) -> dict[str
     The sessions are the engine (captured graphs), the engine without graphs, the eager modules in
     the same precision, and the eager modules in float32. They run one after another, and all but
     the last share one copy of the weights. Each streams freely: what an early chunk lost is in
-    the later ones, too.
+    the later ones, too. Along with the last one, the engine and the eager modules run once more,
+    each stage from its inputs and states.
 
     Returns:
         ``replay_equals_direct``; for packages against eager, and for both against float32, per AR
         step ``latent_error`` ``||a - b|| / ||b||``, and ``psnr_db`` and ``ssim`` of the frames of
-        those steps that made any.
+        those steps that made any; ``stages_vs_fp32`` as :func:`compared_stages` finds it.
     """
     device, preset = session.device, from_dict(session.manifest.preset)
     replayed = _record(session, chunks)
@@ -47,18 +49,22 @@ def measure_fidelity(directory: Path, session: Session, chunks: int) -> dict[str
     choices = {name: choice.chosen for name, choice in session.manifest.choices.items()}
     eager = eager_session(preset, session.weights, str(device), choices=choices)
     same = _record(eager, chunks)
-    eager.close()
     exact_preset = from_dict(session.manifest.preset | {"precision": "fp32"})
     exact = eager_session(exact_preset, _float32(session.weights), str(device), choices=choices)
-    with _without_tf32():
+    with (
+        _without_tf32(),
+        compared_stages(exact, {"packages": session, "eager": eager}) as stages,
+    ):
         reference = _record(exact, chunks)
     exact.close()
+    eager.close()
     return {
         "chunks": chunks,
         "replay_equals_direct": equal,
         "packages_vs_eager": _compare(replayed, same),
         "packages_vs_fp32": _compare(replayed, reference),
         "eager_vs_fp32": _compare(same, reference),
+        "stages_vs_fp32": stages,
     }
 
 

@@ -72,7 +72,24 @@ def fidelity(result: Result) -> list[Block]:
         )
     same = "equal" if found["replay_equals_direct"] else "DIFFERENT"
     text = f"Over {found['chunks']} chunks that stream freely. Replay and direct calls: {same}."
-    return [Heading("Fidelity", 3), Table(header, rows), Paragraph(text)]
+    blocks = [Heading("Fidelity", 3), Table(header, rows), Paragraph(text)]
+    return [*blocks, *_stage_errors(found.get("stages_vs_fp32", {}))]
+
+
+def _stage_errors(found: Mapping[str, Mapping[str, list[float]]]) -> list[Block]:
+    if not found:
+        return []  # a result from before they were measured
+    header = ["stage", "packages against fp32", "eager against fp32", "ratio"]
+    rows = []
+    for stage, errors in found.items():
+        ours, eager = (max(errors[name]) for name in ("packages", "eager"))
+        ratio = f"{ours / eager:.2f}" if eager else ""
+        rows.append([stage, f"{ours:.2e}", f"{eager:.2e}", ratio])
+    text = (
+        "Each stage by itself, from the inputs and states of the float32 stream: the largest "
+        "relative error over its steady calls."
+    )
+    return [Table(header, rows), Paragraph(text)]
 
 
 def overhead(result: Result) -> list[Block]:

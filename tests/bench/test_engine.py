@@ -65,6 +65,15 @@ def test_fidelity_of_the_packages(measured) -> None:
     assert max(fidelity["eager_vs_fp32"]["latent_error"]) < 1e-6  # tiny is in float32 itself
 
 
+def test_error_of_each_stage(measured) -> None:
+    stages = measured["fidelity"]["stages_vs_fp32"]
+    assert set(stages) == {"encode", "diffuse", "decode"}
+    for errors in stages.values():
+        assert len(errors["packages"]) == len(errors["eager"]) > 0
+        assert 0 < max(errors["packages"]) < 1e-4  # another order of sums
+        assert max(errors["eager"]) == 0  # tiny is in float32 itself
+
+
 def test_no_paths_or_host_names_in_a_result(measured) -> None:
     import socket
 

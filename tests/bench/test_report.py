@@ -27,6 +27,7 @@ def _full(result):
     track = {"latent_error": [1e-3, 2e-3], "psnr_db": [50.0, 49.0], "ssim": [0.99, 0.98]}
     names = ("packages_vs_eager", "packages_vs_fp32", "eager_vs_fp32")
     found["fidelity"] = dict.fromkeys(names, track) | {"chunks": 2, "replay_equals_direct": True}
+    found["fidelity"]["stages_vs_fp32"] = {"decode": {"packages": [1e-3, 2e-3], "eager": [4e-3]}}
     found["overhead"] = {"off_ms": 1.0, "on_ms": 1.0, "ratio": [0.99, 1.0, 1.01]}
     operation = {"operation": "gemm 1x2x3", "count": 2, "ms": 1.0, "tflops": 3.0}
     stage = {"floor_ms": 5.0, "bound_ms": 4.0, "tflop": 1.0, "operations": [operation]}
@@ -48,6 +49,7 @@ def test_report_states_measured_over_floor(result, tmp_path) -> None:
     assert floor == 5.0
     assert ratio == pytest.approx(measured / floor, abs=0.02)
     assert eager > measured
+    assert "| decode | 2.00e-03 | 4.00e-03 | 0.50 |" in markdown
     for name in re.findall(r"\]\((plots/[^)]+)\)", markdown):
         assert (tmp_path / name).read_bytes().startswith(PNG)
     page = paths[1].read_text()
