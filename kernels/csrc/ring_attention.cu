@@ -12,11 +12,11 @@
 
 #include <atomic>
 
-#include "attention_products.cuh"
 #include "attention_results.cuh"
 #include "attention_schedule.cuh"
 #include "attention_softmax.cuh"
 #include "hopper.cuh"
+#include "wgmma.cuh"
 
 namespace sdrt {
 namespace {
@@ -81,13 +81,13 @@ __device__ __forceinline__ void release(uint64_t* barrier) {
 // scores = q k^T. Both operands lie in rows of 64 columns, so that 16 columns are 32 bytes.
 __device__ __forceinline__ void start_scores(float (&scores)[kScores], const Shared& shared,
                                              int group, int stage) {
-  uint64_t q = descriptor(shared.q[group], 16);
-  uint64_t k = descriptor(shared.k[stage], 16);
+  uint64_t q = swizzled_descriptor(shared.q[group], 16);
+  uint64_t k = swizzled_descriptor(shared.k[stage], 16);
 #pragma unroll
   for (int step = 0; step < kWidth / 16; ++step) {
     int side = step / 4, inside = step % 4 * 32;
-    product(scores, q + (side * sizeof(shared.q[0][0]) + inside) / 16,
-            k + (side * sizeof(shared.k[0][0]) + inside) / 16, step > 0);
+    wgmma(scores, q + (side * sizeof(shared.q[0][0]) + inside) / 16,
+          k + (side * sizeof(shared.k[0][0]) + inside) / 16, step > 0);
   }
   wgmma_commit();
 }
@@ -96,10 +96,10 @@ __device__ __forceinline__ void start_scores(float (&scores)[kScores], const Sha
 __device__ __forceinline__ void start_outputs(float (&outputs)[kOutputs],
                                               const uint32_t (&weights)[kScores / 2],
                                               const Shared& shared, int stage) {
-  uint64_t v = descriptor(shared.v[stage], sizeof(shared.v[0][0]));
+  uint64_t v = swizzled_descriptor(shared.v[stage], sizeof(shared.v[0][0]));
 #pragma unroll
   for (int step = 0; step < kKeys / 16; ++step) {
-    product(outputs, &weights[4 * step], v + step * 16 * 128 / 16);
+    wgmma(outputs, &weights[4 * step], v + step * 16 * 128 / 16);
   }
   wgmma_commit();
 }
@@ -149,18 +149,18 @@ __device__ __forceinline__ void compute(Shared& shared, const Problem& problem, 
     wgmma_fence();
     start_outputs(outputs, weights, shared, v.stage);
     wgmma_wait<1>();
-    settle(scores);
+    pin(scores);
     release(&shared.k_empty[k.stage]);
     k.advance();
     if (todo == 1) release(&shared.q_empty[group]);
     if (left < kKeys) mask(scores, left);
     softmax.weigh(scores, problem.scale);
-    settle(scores);
+    pin(scores);
     // Waited for early: without a branch here, the compiler puts the softmax off until after the
     // next wait, where nothing runs beside it.
     if (todo > 1) barrier_wait(&shared.k_full[k.stage], k.parity);
     wgmma_wait<0>();
-    settle(outputs);
+    pin(outputs);
     release(&shared.v_empty[v.stage]);
     v.advance();
     if (!fresh) softmax.rescale(outputs);
@@ -179,7 +179,7 @@ __device__ __forceinline__ void compute(Shared& shared, const Problem& problem, 
       wgmma_fence();
       start_scores(scores, shared, group, k.stage);
       wgmma_wait<0>();
-      settle(scores);
+      pin(scores);
       release(&shared.k_empty[k.stage]);
       k.advance();
       if (todo == 1) release(&shared.q_empty[group]);
@@ -209,7 +209,7 @@ __device__ __forceinline__ void compute(Shared& shared, const Problem& problem, 
       wgmma_fence();
       start_outputs(outputs, weights, shared, v.stage);
       wgmma_wait<0>();
-      settle(outputs);
+      pin(outputs);
       release(&shared.v_empty[v.stage]);
       v.advance();
     }
