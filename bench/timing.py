@@ -1,10 +1,14 @@
 """Time of a single operation: many input sets in turn, so that no cache holds them."""
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from sdrt.kernels.graph import capture, replay_ms
 
 Arguments = tuple[Tensor, ...]
 CACHE_BYTES = 160 << 20
@@ -38,28 +42,9 @@ def milliseconds(
 
 
 def _replayed(function: Callable[..., object], sets: Sequence[Arguments]) -> float:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for arguments in (sets[0], sets[1]):
-            function(*arguments)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        for arguments in sets:
-            function(*arguments)
-    graph.replay()
-    torch.cuda.synchronize()
-    times = []
-    for _ in range(REPLAYS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / len(sets))
-    graph.reset()
-    return sorted(times)[REPLAYS // 2]
+    calls = [partial(function, *arguments) for arguments in sets]
+    graph = capture(calls, warm_up=calls[:2])
+    return statistics.median(replay_ms(graph) for _ in range(REPLAYS)) / len(sets)
 
 
 def _called(function: Callable[..., object], arguments: Arguments) -> float:
@@ -69,4 +54,4 @@ def _called(function: Callable[..., object], arguments: Arguments) -> float:
         begin = time.perf_counter()
         function(*arguments)
         times.append((time.perf_counter() - begin) * 1e3)
-    return sorted(times)[REPLAYS // 2]
+    return statistics.median(times)

@@ -176,13 +176,12 @@ class FusedUpsample(nn.Module):
         conv = cast(_UpsampleConv, self.resample["1"])
         size = (2 * x.shape[2], 2 * x.shape[3])
         out = empty_frames(x, len(x), self.channels_out, size, blocked=False)
-        position = level_position(states, self.rate)
         causal_conv(
             x,
             conv.weight,
             conv.bias,
             frames=len(x),
-            position=position,
+            position=level_position(states, self.rate) if target.ring else None,
             x_out=out,
             y_out=target.frames,
             gamma=target.gamma,

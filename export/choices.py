@@ -2,7 +2,7 @@
 
 import contextlib
 import statistics
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -13,6 +13,7 @@ from sdrt.engine.wan_vae_fused import FUSED
 from sdrt.export.pipeline import DTYPES
 from sdrt.export.vae_choices import Candidates, Question, vae_questions
 from sdrt.kernels import ring_attention as attention
+from sdrt.kernels.graph import capture, replay_ms
 from sdrt.runtime.manifest import Backend, Choice
 
 OP_MODULES = {
@@ -75,19 +76,14 @@ def fastest(candidates: Candidates) -> Choice:
     graphs = {}
     for name, run in candidates.items():
         with contextlib.suppress(torch.OutOfMemoryError):
-            graphs[name] = _capture(run)
+            graphs[name] = capture([run] * CALLS, warm_up=[run] * 2)
     if not graphs:
         names = ", ".join(candidates)
         raise ChoiceError(f"the GPU's memory is too small for any of {names} at this preset's size")
     times: dict[str, list[float]] = {name: [] for name in graphs}
     for _ in range(REPEATS):
         for name, graph in graphs.items():
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            times[name].append(begin.elapsed_time(end) / CALLS)
+            times[name].append(replay_ms(graph) / CALLS)
     ms = {name: round(statistics.median(values), 4) for name, values in times.items()}
     return Choice(chosen=min(ms, key=lambda name: ms[name]), ms=ms)
 
@@ -133,19 +129,3 @@ def _attention_questions(preset: Preset, device: torch.device) -> Iterator[Quest
     yield ask("ring.steady", rows, chunk, window, False)
     # Every row sees the same text, so the rows are one query sequence.
     yield ask("text.chunk", 1, rows * chunk, dit.text_len, False)
-
-
-def _capture(run: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """Return a graph of a few calls, run twice before so that kernels and plans are loaded."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            run()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        for _ in range(CALLS):
-            run()
-    graph.replay()
-    torch.cuda.synchronize()
-    return graph

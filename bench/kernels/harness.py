@@ -5,29 +5,15 @@ from collections.abc import Callable
 
 import torch
 
+from sdrt.kernels.graph import capture, replay_ms
+
 REPEATS = 30
 
 
 def graph_us(run: Callable[[], object], calls: int = 10) -> float:
     """Return the median time of one call in µs: ``calls`` calls captured, replayed many times."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            run()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        for _ in range(calls):
-            run()
-    times = []
-    for _ in range(REPEATS):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) * 1e3 / calls)
-    return statistics.median(times)
+    graph = capture([run] * calls, warm_up=[run] * 3)
+    return statistics.median(replay_ms(graph) for _ in range(REPEATS)) * 1e3 / calls
 
 
 def copy_tb_s(gib: float = 2.0) -> float:

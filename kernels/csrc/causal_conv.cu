@@ -34,20 +34,6 @@ struct Shared {
   uint64_t b_full[S::kBStages], b_empty[S::kBStages];
 };
 
-// A place in a ring of stages, and the parity of the barriers' current round.
-template <int kStages>
-struct Place {
-  int stage = 0;
-  uint32_t parity = 0;
-
-  __device__ __forceinline__ void advance() {
-    if (++stage == kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
-
 // The slot of a frame in a ring; modulo a 32-bit number only here, once.
 __device__ __forceinline__ int slot_of(int64_t frame, int ring) {
   const int slot = static_cast<int>(frame % ring);
@@ -58,21 +44,21 @@ __device__ __forceinline__ int slot_of(int64_t frame, int ring) {
 template <class S>
 __device__ __forceinline__ void load_pixels(Shared<S>& shared, const CUtensorMap* map,
                                             const ConvArguments& p, int oldest) {
-  Place<S::kAStages> place;
+  Cursor<S::kAStages> cursor;
   const int count = tile_count<S>(p), chunks = p.channels_in / kChunk;
   for (int index = blockIdx.x; index < count; index += gridDim.x) {
     const Tile tile = tile_of<S>(index, p);
     const int x = tile.x - 1 + tile.right, y = tile.y - 1 + tile.below;
     const int first_slot = S::kTimeTaps == 1 ? tile.frame : (oldest + tile.frame) % p.input_frames;
-    for (int chunk = 0; chunk < chunks; ++chunk, place.advance()) {
-      barrier_wait(&shared.a_empty[place.stage], place.parity ^ 1);
-      barrier_expect(&shared.a_full[place.stage], S::kSlots * 2 * S::kPlaneBytes);
+    for (int chunk = 0; chunk < chunks; ++chunk, cursor.advance()) {
+      barrier_wait(&shared.a_empty[cursor.stage], cursor.parity ^ 1);
+      barrier_expect(&shared.a_full[cursor.stage], S::kSlots * 2 * S::kPlaneBytes);
       int slot = first_slot;
 #pragma unroll
       for (int i = 0; i < S::kSlots; ++i, ++slot) {
         if (S::kTimeTaps > 1 && slot >= p.input_frames) slot = 0;
-        tensor_load(shared.a[place.stage][i], map, &shared.a_full[place.stage], x * 8, y, 2 * chunk,
-                    slot);
+        tensor_load(shared.a[cursor.stage][i], map, &shared.a_full[cursor.stage], x * 8, y,
+                    2 * chunk, slot);
       }
     }
   }
@@ -81,7 +67,7 @@ __device__ __forceinline__ void load_pixels(Shared<S>& shared, const CUtensorMap
 // One thread: the weights of kStageTaps taps in space and 16 channels in make one stage.
 template <class S>
 __device__ __forceinline__ void load_weights(Shared<S>& shared, const ConvArguments& p) {
-  Place<S::kBStages> place;
+  Cursor<S::kBStages> cursor;
   const int count = tile_count<S>(p);
   const int stages = p.channels_in / kChunk * S::kChunkStages;
   for (int index = blockIdx.x; index < count; index += gridDim.x) {
@@ -89,13 +75,13 @@ __device__ __forceinline__ void load_weights(Shared<S>& shared, const ConvArgume
     const int64_t phase_bytes = static_cast<int64_t>(stages) * S::kPlaceBytes;
     const uint8_t* weight =
         static_cast<const uint8_t*>(p.weight) + (2 * tile.below + tile.right) * phase_bytes;
-    for (int i = 0; i < stages; ++i, place.advance(), weight += S::kPlaceBytes) {
-      barrier_wait(&shared.b_empty[place.stage], place.parity ^ 1);
-      barrier_expect(&shared.b_full[place.stage], S::kStageBytes);
+    for (int i = 0; i < stages; ++i, cursor.advance(), weight += S::kPlaceBytes) {
+      barrier_wait(&shared.b_empty[cursor.stage], cursor.parity ^ 1);
+      barrier_expect(&shared.b_full[cursor.stage], S::kStageBytes);
 #pragma unroll
       for (int j = 0; j < S::kPlaces; ++j) {
-        bulk_load(shared.b[place.stage] + j * S::kPlaceBytes, weight + j * phase_bytes,
-                  S::kPlaceBytes, &shared.b_full[place.stage]);
+        bulk_load(shared.b[cursor.stage] + j * S::kPlaceBytes, weight + j * phase_bytes,
+                  S::kPlaceBytes, &shared.b_full[cursor.stage]);
       }
     }
   }
@@ -135,8 +121,8 @@ template <class S>
 __device__ __forceinline__ void multiply(Shared<S>& shared, const ConvArguments& p, int first_slot,
                                          int group) {
   float sums[S::kSums];
-  Place<S::kAStages> a;
-  Place<S::kBStages> b;
+  Cursor<S::kAStages> a;
+  Cursor<S::kBStages> b;
   const int count = tile_count<S>(p), chunks = p.channels_in / kChunk;
   // Starting later, the second warpgroup multiplies while the first begins and ends its tiles,
   // and the other way round.

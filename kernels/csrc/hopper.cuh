@@ -53,6 +53,20 @@ __device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity)
       : "memory");
 }
 
+// A place in a ring of stages, and the parity of its barriers' current round.
+template <int kStages>
+struct Cursor {
+  int stage = 0;
+  uint32_t parity = 0;
+
+  __device__ __forceinline__ void advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
 // --- copies --------------------------------------------------------------------------------
 
 __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {

@@ -12,11 +12,11 @@
 
 #include <atomic>
 
-#include "attention_products.cuh"
 #include "attention_results.cuh"
 #include "attention_schedule.cuh"
 #include "attention_softmax.cuh"
 #include "hopper.cuh"
+#include "wgmma.cuh"
 
 namespace sdrt {
 namespace {
@@ -38,26 +38,14 @@ struct alignas(1024) Shared {
   uint64_t v_full[kStages], v_empty[kStages];
 };
 
-// A place in a ring of stages.
-struct Cursor {
-  int stage = 0;
-  uint32_t phase = 0;
-  __device__ __forceinline__ void advance() {
-    if (++stage == kStages) {
-      stage = 0;
-      phase ^= 1;
-    }
-  }
-};
-
 // --- loading -------------------------------------------------------------------------------
 
 __device__ __forceinline__ void load_queries(Shared& shared, const CUtensorMap* map,
                                              Work& schedule) {
-  uint32_t phase = 0;
-  for (Segment segment; schedule.next(segment); phase ^= 1) {
+  uint32_t parity = 0;
+  for (Segment segment; schedule.next(segment); parity ^= 1) {
     for (int group = 0; group < kGroups; ++group) {
-      barrier_wait(&shared.q_empty[group], phase ^ 1);
+      barrier_wait(&shared.q_empty[group], parity ^ 1);
       barrier_expect(&shared.q_full[group], sizeof(shared.q[0]));
       for (int side = 0; side < 2; ++side) {
         tensor_load(shared.q[group][side], map, &shared.q_full[group], side * kHalf,
@@ -71,10 +59,10 @@ using Tile = __nv_bfloat16[2][kKeys][kHalf];
 
 __device__ __forceinline__ void load_tiles(Tile* tiles, uint64_t* full, uint64_t* empty,
                                            const CUtensorMap* map, Work& schedule) {
-  Cursor cursor;
+  Cursor<kStages> cursor;
   for (Segment segment; schedule.next(segment);) {
     for (int block = segment.first; block < segment.end; ++block, cursor.advance()) {
-      barrier_wait(&empty[cursor.stage], cursor.phase ^ 1);
+      barrier_wait(&empty[cursor.stage], cursor.parity ^ 1);
       barrier_expect(&full[cursor.stage], sizeof(Tile));
       for (int side = 0; side < 2; ++side) {
         tensor_load(tiles[cursor.stage][side], map, &full[cursor.stage], side * kHalf,
@@ -93,13 +81,13 @@ __device__ __forceinline__ void release(uint64_t* barrier) {
 // scores = q k^T. Both operands lie in rows of 64 columns, so that 16 columns are 32 bytes.
 __device__ __forceinline__ void start_scores(float (&scores)[kScores], const Shared& shared,
                                              int group, int stage) {
-  uint64_t q = descriptor(shared.q[group], 16);
-  uint64_t k = descriptor(shared.k[stage], 16);
+  uint64_t q = swizzled_descriptor(shared.q[group], 16);
+  uint64_t k = swizzled_descriptor(shared.k[stage], 16);
 #pragma unroll
   for (int step = 0; step < kWidth / 16; ++step) {
     int side = step / 4, inside = step % 4 * 32;
-    product(scores, q + (side * sizeof(shared.q[0][0]) + inside) / 16,
-            k + (side * sizeof(shared.k[0][0]) + inside) / 16, step > 0);
+    wgmma(scores, q + (side * sizeof(shared.q[0][0]) + inside) / 16,
+          k + (side * sizeof(shared.k[0][0]) + inside) / 16, step > 0);
   }
   wgmma_commit();
 }
@@ -108,10 +96,10 @@ __device__ __forceinline__ void start_scores(float (&scores)[kScores], const Sha
 __device__ __forceinline__ void start_outputs(float (&outputs)[kOutputs],
                                               const uint32_t (&weights)[kScores / 2],
                                               const Shared& shared, int stage) {
-  uint64_t v = descriptor(shared.v[stage], sizeof(shared.v[0][0]));
+  uint64_t v = swizzled_descriptor(shared.v[stage], sizeof(shared.v[0][0]));
 #pragma unroll
   for (int step = 0; step < kKeys / 16; ++step) {
-    product(outputs, &weights[4 * step], v + step * 16 * 128 / 16);
+    wgmma(outputs, &weights[4 * step], v + step * 16 * 128 / 16);
   }
   wgmma_commit();
 }
@@ -146,33 +134,33 @@ __device__ __forceinline__ void compute(Shared& shared, const Problem& problem, 
   float scores[kScores], outputs[kOutputs];
   uint32_t weights[kScores / 2];
   Softmax softmax;
-  Cursor k, v;
-  uint32_t q_phase = 0;
+  Cursor<kStages> k, v;
+  uint32_t q_parity = 0;
   Segment segment;
   int todo, left;  // blocks of the segment, and keys from the current block on
 
   // The weights of one block are at hand: takes the scores of the next and this one's outputs.
   // With `fresh`, the next block is the next segment's first.
   auto step = [&](bool fresh) __attribute__((always_inline)) {
-    barrier_wait(&shared.k_full[k.stage], k.phase);
+    barrier_wait(&shared.k_full[k.stage], k.parity);
     wgmma_fence();
     start_scores(scores, shared, group, k.stage);
-    barrier_wait(&shared.v_full[v.stage], v.phase);
+    barrier_wait(&shared.v_full[v.stage], v.parity);
     wgmma_fence();
     start_outputs(outputs, weights, shared, v.stage);
     wgmma_wait<1>();
-    settle(scores);
+    pin(scores);
     release(&shared.k_empty[k.stage]);
     k.advance();
     if (todo == 1) release(&shared.q_empty[group]);
     if (left < kKeys) mask(scores, left);
     softmax.weigh(scores, problem.scale);
-    settle(scores);
+    pin(scores);
     // Waited for early: without a branch here, the compiler puts the softmax off until after the
     // next wait, where nothing runs beside it.
-    if (todo > 1) barrier_wait(&shared.k_full[k.stage], k.phase);
+    if (todo > 1) barrier_wait(&shared.k_full[k.stage], k.parity);
     wgmma_wait<0>();
-    settle(outputs);
+    pin(outputs);
     release(&shared.v_empty[v.stage]);
     v.advance();
     if (!fresh) softmax.rescale(outputs);
@@ -180,18 +168,18 @@ __device__ __forceinline__ void compute(Shared& shared, const Problem& problem, 
   };
 
   bool more = schedule.next(segment), started = false;
-  if (more) barrier_wait(&shared.q_full[group], q_phase);
+  if (more) barrier_wait(&shared.q_full[group], q_parity);
   while (more) {
     todo = segment.end - segment.first;
     left = segment.keys - segment.first * kKeys;
     clear(outputs);
     if (!started) {
       softmax = Softmax();
-      barrier_wait(&shared.k_full[k.stage], k.phase);
+      barrier_wait(&shared.k_full[k.stage], k.parity);
       wgmma_fence();
       start_scores(scores, shared, group, k.stage);
       wgmma_wait<0>();
-      settle(scores);
+      pin(scores);
       release(&shared.k_empty[k.stage]);
       k.advance();
       if (todo == 1) release(&shared.q_empty[group]);
@@ -207,8 +195,8 @@ __device__ __forceinline__ void compute(Shared& shared, const Problem& problem, 
     // The last outputs run beside the next segment's first scores.
     Segment done = segment;
     more = schedule.next(segment);
-    q_phase ^= 1;
-    if (more) barrier_wait(&shared.q_full[group], q_phase);
+    q_parity ^= 1;
+    if (more) barrier_wait(&shared.q_full[group], q_parity);
     Softmax before = softmax;
     started = more;
     if (more) {
@@ -217,11 +205,11 @@ __device__ __forceinline__ void compute(Shared& shared, const Problem& problem, 
       softmax = Softmax();
       step(true);
     } else {
-      barrier_wait(&shared.v_full[v.stage], v.phase);
+      barrier_wait(&shared.v_full[v.stage], v.parity);
       wgmma_fence();
       start_outputs(outputs, weights, shared, v.stage);
       wgmma_wait<0>();
-      settle(outputs);
+      pin(outputs);
       release(&shared.v_empty[v.stage]);
       v.advance();
     }

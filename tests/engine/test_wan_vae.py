@@ -151,17 +151,20 @@ def test_decoder_stream_equals_whole_clip(small, relative_error, chunks):
     assert relative_error(streamed, whole) <= SAME_MATH
 
 
+def wide_weights() -> dict[str, torch.Tensor]:
+    """Return noise for the weights of the public sizes, whose widths the fused kernel has."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randn(shape, generator=generator) * (0.03 if name.endswith("weight") else 0.2)
+        + name.endswith("gamma")
+        for name, shape in public_shapes(WanVaeConfig()).items()
+    }
+
+
 @CODERS
 def test_fused_layers_agree(relative_error, coder):
     """Reference: the default forms, over a first and two later calls; all layers that can fuse."""
-    config = WanVaeConfig()
-    shapes = public_shapes(config)
-    generator = torch.Generator().manual_seed(0)
-    tensors = {
-        name: torch.randn(shape, generator=generator) * (0.03 if name.endswith("weight") else 0.2)
-        + name.endswith("gamma")
-        for name, shape in shapes.items()
-    }
+    config, tensors = WanVaeConfig(), wide_weights()
     forms = {
         f"{side}.{index}": FUSED
         for side, chain in (
@@ -177,6 +180,18 @@ def test_fused_layers_agree(relative_error, coder):
     chunks = (5, 4, 4) if coder is WanVaeEncoder else (2, 1, 1)
     plain = run(coder, config, tensors, x, chunks)
     fused = run(coder, config, tensors, x, chunks, forms, largest_call=5)
+    assert relative_error(fused, plain) <= SAME_MATH
+
+
+def test_upsampling_alone_is_fused(relative_error):
+    """Reference: the default forms. Nothing is normed in the same pass, and no ring is there."""
+    config, tensors = WanVaeConfig(), wide_weights()
+    kinds = [layer.kind for layer in decoder_chain(config)]
+    forms = {f"decoder.upsamples.{i}": FUSED for i, kind in enumerate(kinds) if kind != "residual"}
+    assert len(forms) == 3
+    x, chunks = draw(3, 16, 2, 3), (2, 1)
+    plain = run(WanVaeDecoder, config, tensors, x, chunks)
+    fused = run(WanVaeDecoder, config, tensors, x, chunks, forms)
     assert relative_error(fused, plain) <= SAME_MATH
 
 

@@ -29,10 +29,10 @@ def test_a_lone_candidate_is_not_timed() -> None:
 def test_candidates_that_do_not_fit_are_left_out(monkeypatch) -> None:
     """Without any left, the error names them."""
 
-    def capture(run) -> None:
+    def capture(calls, warm_up) -> None:
         raise torch.OutOfMemoryError("2 GiB")
 
-    monkeypatch.setattr(module, "_capture", capture)
+    monkeypatch.setattr(module, "capture", capture)
     with pytest.raises(ChoiceError, match="too small for any of stacked, conv3d"):
         fastest({"stacked": lambda: None, "conv3d": lambda: None})
 
