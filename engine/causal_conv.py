@@ -155,18 +155,19 @@ class CausalConv(History):
         self.weight = nn.Parameter(empty_channels_last(shape))
         self.bias = nn.Parameter(torch.empty(channels_out))
 
-    def forward(self, x: Tensor, states: dict[str, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, states: dict[str, Tensor], biased: bool = True) -> Tensor:
         """Convolve the next frames of a stream.
 
         Args:
             x: ``[T, C, H, W]``, channels_last.
             states: its entry ``name`` is read, then overwritten.
+            biased: add the bias; without, the next layer does.
         Returns:
             ``[T / stride, O, H, W]``, channels_last.
         """
         history = states[self.name]
         frames = torch.cat([history, x])
-        y = self.convolve(self.taps(frames), self.bias)
+        y = self.convolve(self.taps(frames), self.bias if biased else None)
         # Of the joined frames, as x may be shorter than the history.
         history.copy_(frames[-history.shape[0] :])
         return y

@@ -1,13 +1,15 @@
 """The streaming Wan 2.1 VAE: an encoder and a decoder stage, and the latents' normalisation."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
-from sdrt.engine.causal_conv import Conv, zero_histories
+from sdrt.engine.causal_conv import CausalConv, Conv, zero_histories
 from sdrt.engine.config import WanVaeConfig
 from sdrt.engine.stage import StageModule
 from sdrt.engine.wan_vae_blocks import Forms, Middle, causal_conv
-from sdrt.engine.wan_vae_chain import decoder_layers, encoder_layers, make_head
+from sdrt.engine.wan_vae_chain import Chain, decoder_layers, encoder_layers, make_head
 from sdrt.engine.wan_vae_fused import POSITION, FusedConv
 
 # fmt: off
@@ -106,9 +108,11 @@ class WanVaeEncoder(_Coder):
             Latents ``[F / 4, 16, H / 8, W / 8]``, one more in the first call: the posterior's
             mean, not normalised, channels_last, float32.
         """
-        x = pixels
-        for part in self.encoder.values():
-            x = part(x, states)
+        conv1, downsamples, middle, head = self.encoder.values()
+        conv1, downsamples = cast(CausalConv, conv1), cast(Chain, downsamples)
+        bias = conv1.bias if downsamples.adds_bias else None
+        x = downsamples(conv1(pixels, states, biased=bias is None), states, bias=bias)
+        x = head(middle(x, states), states)
         self.advance(states)
         return x.float()
 

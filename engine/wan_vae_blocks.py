@@ -104,7 +104,7 @@ class Downsample(nn.Module):
     ) -> None:
         super().__init__()
         self.first = first
-        self.resample = nn.ModuleDict({"1": Conv(channels, channels, 3, stride=2)})
+        self.resample = nn.ModuleDict({"1": Conv(channels, channels, 3, stride=2, padding=2)})
         self.time_conv = None
         if temporal:
             halved = (size[0] // 2, size[1] // 2)
@@ -114,7 +114,9 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor, states: dict[str, Tensor]) -> Tensor:
         """Map ``[T, C, H, W]`` to ``[T', C, H / 2, W / 2]``."""
-        x = self.resample["1"](functional.pad(x, (0, 1, 0, 1)))
+        # The picture has a margin below and on the right only. Padded by two on all sides, the
+        # results but the first of each row and column are the same, without a padded copy of it.
+        x = self.resample["1"](x)[:, :, 1:, 1:]
         conv = self.time_conv
         if conv is None:
             return x

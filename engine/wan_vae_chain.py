@@ -34,11 +34,26 @@ Size = tuple[int, int]
 class Chain(nn.ModuleList):
     """Layers one after another; the parameter names count them."""
 
-    def forward(self, x: Tensor, states: dict[str, Tensor], head: Head | None = None) -> Tensor:
+    @property
+    def adds_bias(self) -> bool:
+        """Whether the first layer can add the bias of the convolution before it."""
+        first = self[0]
+        return isinstance(first, FusedBlock) and first.shortcut is None
+
+    def forward(
+        self,
+        x: Tensor,
+        states: dict[str, Tensor],
+        head: Head | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
         """Map ``[T, C, H, W]`` to what the last layer, or the head, makes of it.
 
         A fused layer also writes the norm of its result to where the next fused block, or the
         head, reads it.
+
+        Args:
+            bias: ``[C]``, that ``x`` lacks; only where the chain ``adds_bias``.
         """
         normed, layers = False, list(self)
         for index, layer in enumerate(layers):
@@ -57,14 +72,14 @@ class Chain(nn.ModuleList):
                     frames = empty_frames(x, len(x), layer.channels_out, x.shape[2:], fused)
                     target, blocked = NormTarget(cast(RmsNorm, head["0"]).gamma, frames), None
             if isinstance(layer, FusedBlock):
-                result = layer(x, states, normed, target, blocked)
+                result = layer(x, states, normed, target, blocked, bias)
                 if result is None:
                     assert head is not None
                     return head["2"](target.frames, states)
                 x = result
             else:
                 x = layer(x, states, target)
-            normed = target is not NOWHERE
+            normed, bias = target is not NOWHERE, None
         return x if head is None else head(x, states)
 
 

@@ -100,6 +100,7 @@ class FusedBlock(nn.Module):
         normed: bool,
         target: NormTarget,
         blocked: bool | None,
+        bias: Tensor | None = None,
     ) -> Tensor | None:
         """Map T frames to the next residual stream.
 
@@ -108,14 +109,20 @@ class FusedBlock(nn.Module):
             normed: the ring of the first convolution has the norm of ``x`` already.
             target: of the layer after this one.
             blocked: whether the result is in blocks of 8 channels; None: there is none.
+            bias: ``[C]``, of the convolution that made ``x`` without it; there is no shortcut.
         """
         first, norm, second = (self.residual[place] for place in ("2", "3", "6"))
         first, norm, second = cast(FusedConv, first), cast(RmsNorm, norm), cast(FusedConv, second)
         position = level_position(states, self.rate)
         middle = states[second.name]
         if not normed:
-            before = cast(RmsNorm, self.residual["0"])
-            norm_silu_ring(x, before.gamma, position, states[first.name])
+            before, ring = cast(RmsNorm, self.residual["0"]), states[first.name]
+            biased = None
+            if bias is not None:
+                assert self.shortcut is None
+                biased = empty_frames(x, len(x), x.shape[1], x.shape[2:], blocked=True)
+            norm_silu_ring(x, before.gamma, position, ring, bias, biased)
+            x = x if biased is None else biased
         causal_conv(
             states[first.name],
             first.weight,
