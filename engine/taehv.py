@@ -1,6 +1,7 @@
 """TAEHV, the small streaming autoencoder of Wan 2.1 latents: an encoder and a decoder stage."""
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,25 @@ from torch import Tensor, nn
 from sdrt.engine.causal_conv import channels_last, empty_channels_last
 from sdrt.engine.config import TaehvConfig
 from sdrt.engine.stage import StageModule
-from sdrt.engine.taehv_layers import BLOCKS_PER_LEVEL, MemoryBlock, decoder_layers, encoder_layers
+from sdrt.engine.taehv_layers import (
+    BLOCKS_PER_LEVEL,
+    FramePool,
+    MemoryBlock,
+    decoder_layers,
+    encoder_layers,
+)
+from sdrt.engine.wan_vae_fused import FUSED
+from sdrt.kernels.conv_relu_pool import conv_relu_pool
+from sdrt.kernels.relu_conv import relu_conv
+
+FIRST, LAST = "taehv.encoder.first", "taehv.decoder.last"
+"""What ``forms`` calls the layers of the full pictures, which can be fused into one kernel."""
+FIRST_LAYERS, LAST_LAYERS = 3, 2
+"""How many these are: convolution, ReLU and pool of an encoder; ReLU and convolution."""
+FUSED_CHANNELS = 64
+"""Up to so many channels the fused kernels' weights fit into any card's shared memory."""
+
+Forms = Mapping[str, str] | None
 
 
 class TaehvError(ValueError):
@@ -54,8 +73,10 @@ class _Coder(StageModule):
             states[f"{self.part}.{index}"] = state
         return states
 
-    def _run(self, x: Tensor, states: dict[str, Tensor]) -> Tensor:
-        for index, layer in enumerate(self._layers()):
+    def _run(self, x: Tensor, states: dict[str, Tensor], places: range) -> Tensor:
+        layers = self._layers()
+        for index in places:
+            layer = layers[index]
             is_block = isinstance(layer, MemoryBlock)
             x = layer(x, states[f"{self.part}.{index}"]) if is_block else layer(x)
         return x
@@ -65,7 +86,13 @@ class TaehvEncoder(_Coder):
     """Pixels to latents, 8x smaller in space and 4x in time."""
 
     def __init__(
-        self, config: TaehvConfig, height: int, width: int, frames: int, first: bool
+        self,
+        config: TaehvConfig,
+        height: int,
+        width: int,
+        frames: int,
+        first: bool,
+        forms: Forms = None,
     ) -> None:
         """Fix the sizes.
 
@@ -78,6 +105,7 @@ class TaehvEncoder(_Coder):
                 repeats too: 5 frames first and 4 a call later come out 3 frames late, 8 first
                 and 4 later come out in step (the decoder drops 3).
             first: whether this is a stream's first call.
+            forms: layers' name -> form: ``FIRST`` may be fused.
         Raises:
             TaehvError: sizes that do not divide.
         """
@@ -88,6 +116,7 @@ class TaehvEncoder(_Coder):
                 "expected a multiple of 4 (any number in a stream's first call)"
             )
         self.padding = -frames % 4
+        self.fused = (forms or {}).get(FIRST) == FUSED
 
     def forward(self, pixels: Tensor, *, states: dict[str, Tensor]) -> Tensor:
         """Encode the next frames of a stream.
@@ -100,14 +129,30 @@ class TaehvEncoder(_Coder):
         """
         if self.padding:
             pixels = torch.cat([pixels[:1]] * self.padding + [pixels])
-        return self._run(pixels, states).float()
+        rest = range(FIRST_LAYERS, len(self._layers()))
+        return self._run(self.first_layers(pixels), states, rest).float()
+
+    def first_layers(self, pixels: Tensor) -> Tensor:
+        """Map pixels ``[F, 3, H, W]``, F even, to ``[F / 2, C, H, W]``."""
+        if not self.fused:
+            return self._run(pixels, {}, range(FIRST_LAYERS))
+        layers = self._layers()
+        conv, pool = cast(nn.Conv2d, layers[0]), cast(FramePool, layers[2])
+        assert conv.bias is not None
+        return conv_relu_pool(pixels, conv.weight, conv.bias, pool.conv.weight)
 
 
 class TaehvDecoder(_Coder):
     """Latents to pixels, 8x larger in space and 4x in time."""
 
     def __init__(
-        self, config: TaehvConfig, height: int, width: int, latent_frames: int, first: bool
+        self,
+        config: TaehvConfig,
+        height: int,
+        width: int,
+        latent_frames: int,
+        first: bool,
+        forms: Forms = None,
     ) -> None:
         """Fix the sizes.
 
@@ -117,6 +162,7 @@ class TaehvDecoder(_Coder):
             width: columns of a pixel frame, a multiple of 8.
             latent_frames: latents of one call.
             first: whether this is a stream's first call, whose first latent stands for one frame.
+            forms: layers' name -> form: ``LAST`` may be fused.
         Raises:
             TaehvError: sizes that do not divide, or no latents.
         """
@@ -126,6 +172,7 @@ class TaehvDecoder(_Coder):
                 f"TAEHV decodes latents: got {latent_frames} a call, expected 1 or more"
             )
         self.dropped = 3 if first else 0
+        self.fused = (forms or {}).get(LAST) == FUSED
 
     def forward(self, latents: Tensor, *, states: dict[str, Tensor]) -> Tensor:
         """Decode the next latents of a stream.
@@ -140,7 +187,17 @@ class TaehvDecoder(_Coder):
         bent = torch.tanh(latents / 3) * 3
         dtype = next(iter(states.values())).dtype  # the parameters'
         x = bent.to(dtype, memory_format=torch.channels_last)
-        return self._run(x, states)[self.dropped :]
+        x = self._run(x, states, range(len(self._layers()) - LAST_LAYERS))
+        return self.last_layers(x)[self.dropped :]
+
+    def last_layers(self, x: Tensor) -> Tensor:
+        """Map ``[T, C, H, W]`` to pixels ``[T, 3, H, W]``."""
+        layers = self._layers()
+        if not self.fused:
+            return self._run(x, {}, range(len(layers) - LAST_LAYERS, len(layers)))
+        conv = cast(nn.Conv2d, layers[-1])
+        assert conv.bias is not None
+        return relu_conv(x, conv.weight, conv.bias)
 
 
 def public_shapes(config: TaehvConfig) -> dict[str, tuple[int, ...]]:

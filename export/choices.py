@@ -11,6 +11,7 @@ from torch import Tensor
 from sdrt.engine.config import Preset
 from sdrt.engine.wan_vae_fused import FUSED
 from sdrt.export.pipeline import DTYPES
+from sdrt.export.taehv_choices import taehv_questions
 from sdrt.export.vae_choices import Candidates, Question, vae_questions
 from sdrt.kernels import ring_attention as attention
 from sdrt.kernels.graph import capture, replay_ms
@@ -22,9 +23,14 @@ OP_MODULES = {
 }
 """Implementations that are compiled ops -> the module that registers them."""
 
-STAGES = {"attention": "dit", "encoder": "vae_encoder", "decoder": "vae_decoder"}
-"""First part of a choice's name -> the stage whose backend it depends on."""
-
+STAGES = {
+    "attention.": "dit",
+    "encoder.": "vae_encoder",
+    "decoder.": "vae_decoder",
+    "taehv.encoder.": "taehv_encoder",
+    "taehv.decoder.": "taehv_decoder",
+}
+"""What a choice's name starts with -> the stage whose backend it depends on."""
 
 CALLS = 4
 REPEATS = 15
@@ -36,8 +42,12 @@ class ChoiceError(RuntimeError):
 
 
 def op_modules(choices: Mapping[str, Choice]) -> tuple[str, ...]:
-    """Return the modules that register the ops that packages with these choices call."""
-    used = {choice.chosen for choice in choices.values()}
+    """Return the modules that register the ops that packages with these choices call.
+
+    TAEHV's fused layers are Triton kernels, which packages hold themselves.
+    """
+    compiled = {name: c for name, c in choices.items() if not name.startswith("taehv.")}
+    used = {choice.chosen for choice in compiled.values()}
     return tuple(sorted(OP_MODULES[name] for name in used & OP_MODULES.keys()))
 
 
@@ -55,7 +65,8 @@ def choose(
     answers: dict[Hashable, Choice] = {}
     choices = {}
     for name, kind, candidates in questions(preset, device):
-        if backends.get(STAGES[name.partition(".")[0]], "inductor") != "inductor":
+        stage = next(stage for start, stage in STAGES.items() if name.startswith(start))
+        if backends.get(stage, "inductor") != "inductor":
             continue
         if kind not in answers:
             answers[kind] = fastest(candidates())
@@ -92,6 +103,7 @@ def questions(preset: Preset, device: torch.device) -> Iterator[Question]:
     """Yield each op and shape of a preset's packages that has a choice."""
     yield from _attention_questions(preset, device)
     yield from vae_questions(preset, device, DTYPES[preset.precision])
+    yield from taehv_questions(preset, device, DTYPES[preset.precision])
 
 
 def _attention_questions(preset: Preset, device: torch.device) -> Iterator[Question]:

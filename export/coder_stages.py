@@ -83,13 +83,12 @@ class CoderStages:
         return 4 * latent_frames - 3 if alone else 4 * latent_frames
 
     def _encoder(self, frames: int, first: bool) -> StageModule:
-        preset, stream = self.preset, self.preset.stream
+        preset, size = self.preset, (self.preset.stream.height, self.preset.stream.width)
         if preset.encoder == "wan-vae":
-            size = (stream.height, stream.width)
             return WanVaeEncoder(
                 preset.wan_vae, *size, frames, first, self.choices, largest_call(preset)
             )
-        return TaehvEncoder(preset.taehv, stream.height, stream.width, frames, first)
+        return TaehvEncoder(preset.taehv, *size, frames, first, self.choices)
 
     def _decoder(self, latent_frames: int, first: bool) -> StageModule:
         preset, size = self.preset, (self.preset.stream.height, self.preset.stream.width)
@@ -97,7 +96,7 @@ class CoderStages:
             return WanVaeDecoder(
                 preset.wan_vae, *size, latent_frames, first, self.choices, largest_call(preset)
             )
-        return TaehvDecoder(preset.taehv, *size, latent_frames, first)
+        return TaehvDecoder(preset.taehv, *size, latent_frames, first, self.choices)
 
     def _decode(self, phase: Phase, latent_frames: int, latent: str) -> None:
         builder, preset = self.builder, self.preset

@@ -26,7 +26,7 @@ from sdrt.kernels.dispatch import use_hopper
 from sdrt.kernels.wide_attention import ANYWHERE, PRODUCTS
 
 PLAIN = "conv2d"
-"""The form of an upsampling layer that doubles the picture and then convolves it."""
+"""The form of layers that are nothing but convolutions and what lies between them."""
 
 Module = TypeVar("Module", bound=nn.Module)
 Candidates = Mapping[str, Callable[[], object]]

@@ -7,13 +7,15 @@ from torch import Tensor
 from sdrt.engine import taehv
 from sdrt.engine.config import TaehvConfig
 from sdrt.engine.stage import StageModule
-from sdrt.engine.taehv import TaehvDecoder, TaehvEncoder, TaehvError
+from sdrt.engine.taehv import FIRST, LAST, TaehvDecoder, TaehvEncoder, TaehvError
+from sdrt.engine.wan_vae_fused import FUSED
 
 TOLERANCE = 1e-4
 """Relative; what the golden cases allow between CPUs and torch versions in float32."""
 
 SMALL = TaehvConfig(encoder_width=8, decoder_widths=(24, 16, 8, 8))
 HEIGHT, WIDTH = 32, 48
+ALL_FUSED = {FIRST: FUSED, LAST: FUSED}
 
 
 def load(module: StageModule, weights: dict[str, Tensor]) -> StageModule:
@@ -23,26 +25,38 @@ def load(module: StageModule, weights: dict[str, Tensor]) -> StageModule:
     return module.requires_grad_(False)
 
 
-def encode(config: TaehvConfig, weights: dict[str, Tensor], pixels: Tensor, calls: list[int]):
+def encode(
+    config: TaehvConfig,
+    weights: dict[str, Tensor],
+    pixels: Tensor,
+    calls: list[int],
+    forms: dict[str, str] | None = None,
+):
     """Encode ``[F, 3, H, W]`` in calls of so many frames; returns all latents and the states."""
     height, width = pixels.shape[2:]
     latents: list[Tensor] = []
     states: dict[str, Tensor] = {}
     for index, chunk in enumerate(pixels.split(calls)):
-        encoder = TaehvEncoder(config, height, width, len(chunk), first=index == 0)
+        encoder = TaehvEncoder(config, height, width, len(chunk), index == 0, forms)
         load(encoder, weights)
         states = states or encoder.states("cpu")
         latents.append(encoder(chunk, states=states))
     return torch.cat(latents), states
 
 
-def decode(config: TaehvConfig, weights: dict[str, Tensor], latents: Tensor, calls: list[int]):
+def decode(
+    config: TaehvConfig,
+    weights: dict[str, Tensor],
+    latents: Tensor,
+    calls: list[int],
+    forms: dict[str, str] | None = None,
+):
     """Decode ``[N, 16, h, w]`` in calls of so many latents; returns all pixels and the states."""
     height, width = 8 * latents.shape[2], 8 * latents.shape[3]
     pixels: list[Tensor] = []
     states: dict[str, Tensor] = {}
     for index, chunk in enumerate(latents.split(calls)):
-        decoder = TaehvDecoder(config, height, width, len(chunk), first=index == 0)
+        decoder = TaehvDecoder(config, height, width, len(chunk), index == 0, forms)
         load(decoder, weights)
         states = states or decoder.states("cpu")
         pixels.append(decoder(chunk, states=states))
@@ -115,6 +129,19 @@ def test_streaming_is_the_whole_clip(small, relative_error) -> None:
     assert all(relative_error(states[name], whole_states[name]) <= TOLERANCE for name in states)
 
 
+def test_fused_layers_are_the_same_layers(small, relative_error) -> None:
+    """Reference: the layers one by one, to the states; the first call repeats its first frame."""
+    pixels = torch.rand(9, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
+    pairs = []
+    for forms in (None, ALL_FUSED):
+        latents, states = encode(SMALL, small, pixels, [5, 4], forms)
+        frames, decoder_states = decode(SMALL, small, latents, [1, 2], forms)
+        pairs.append({"latents": latents, "frames": frames, **states, **decoder_states})
+    plain, fused = pairs
+    assert plain.keys() == fused.keys()
+    assert all(relative_error(fused[name], plain[name]) <= TOLERANCE for name in plain)
+
+
 def test_sizes_that_do_not_divide_are_refused() -> None:
     with pytest.raises(TaehvError, match="got height 60"):
         TaehvDecoder(SMALL, 60, WIDTH, 1, first=False)
@@ -124,19 +151,21 @@ def test_sizes_that_do_not_divide_are_refused() -> None:
         TaehvDecoder(SMALL, HEIGHT, WIDTH, 0, first=False)
 
 
-def test_weights_come_in_the_modules_strides(small) -> None:
+@pytest.mark.parametrize("forms", [None, ALL_FUSED])
+def test_weights_come_in_the_modules_strides(small, forms) -> None:
     """An engine's weights are bound by address: strides are part of the contract."""
-    encoder = TaehvEncoder(SMALL, HEIGHT, WIDTH, 4, first=False)
-    decoder = TaehvDecoder(SMALL, HEIGHT, WIDTH, 1, first=False)
+    encoder = TaehvEncoder(SMALL, HEIGHT, WIDTH, 4, False, forms)
+    decoder = TaehvDecoder(SMALL, HEIGHT, WIDTH, 1, False, forms)
     parameters = dict([*encoder.named_parameters(), *decoder.named_parameters()])
     assert parameters.keys() == small.keys()
     assert all(parameters[name].stride() == small[name].stride() for name in small)
 
 
-def test_tensors_are_channels_last(small) -> None:
+@pytest.mark.parametrize("forms", [None, ALL_FUSED])
+def test_tensors_are_channels_last(small, forms) -> None:
     """Weights, states and outputs, so that no convolution has to re-arrange its input."""
-    encoder = load(TaehvEncoder(SMALL, HEIGHT, WIDTH, 4, first=False), small)
-    decoder = load(TaehvDecoder(SMALL, HEIGHT, WIDTH, 1, first=False), small)
+    encoder = load(TaehvEncoder(SMALL, HEIGHT, WIDTH, 4, False, forms), small)
+    decoder = load(TaehvDecoder(SMALL, HEIGHT, WIDTH, 1, False, forms), small)
     inputs = {
         encoder: torch.rand(4, HEIGHT, WIDTH, 3).permute(0, 3, 1, 2),
         decoder: torch.randn(1, 16, HEIGHT // 8, WIDTH // 8),
@@ -148,16 +177,17 @@ def test_tensors_are_channels_last(small) -> None:
         assert all(t.is_contiguous(memory_format=torch.channels_last) for t in tensors)
 
 
+@pytest.mark.parametrize("forms", [None, ALL_FUSED])
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("coder", ["encoder", "decoder"])
-def test_exported_stage_is_the_eager_one(small, relative_error, coder, first) -> None:
+def test_exported_stage_is_the_eager_one(small, relative_error, coder, first, forms) -> None:
     """Outputs and states over three calls; the reference is the eager module."""
     generator = torch.Generator().manual_seed(0)
     if coder == "encoder":
-        module = TaehvEncoder(SMALL, HEIGHT, WIDTH, 5 if first else 4, first)
+        module = TaehvEncoder(SMALL, HEIGHT, WIDTH, 5 if first else 4, first, forms)
         chunks = torch.rand(3, 5 if first else 4, 3, HEIGHT, WIDTH, generator=generator)
     else:
-        module = TaehvDecoder(SMALL, HEIGHT, WIDTH, 1, first)
+        module = TaehvDecoder(SMALL, HEIGHT, WIDTH, 1, first, forms)
         chunks = torch.randn(3, 1, 16, HEIGHT // 8, WIDTH // 8, generator=generator)
     load(module, small)
     states, exported_states = module.states("cpu"), module.states("cpu")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sdrt.engine.config import load
+from sdrt.engine.taehv import FIRST, LAST, TaehvDecoder, TaehvEncoder
 from sdrt.export import choices as module
 from sdrt.export.choices import ChoiceError, choose, fastest, op_modules, questions
 from sdrt.export.pipeline import Pipeline
@@ -63,6 +64,32 @@ def test_every_layer_with_a_choice_is_asked_for() -> None:
                 run()
 
 
+def test_layers_of_taehv_are_asked_for() -> None:
+    """Those that a preset has; on a CPU there is one candidate."""
+    asked = {name: make for name, _, make in questions(load("tiny"), CPU)}
+    assert {name for name in asked if not name.startswith("attention.")} == {FIRST, LAST}
+    with torch.inference_mode():
+        for name in (FIRST, LAST):
+            candidates = asked[name]()
+            assert list(candidates) == ["conv2d"]
+            candidates["conv2d"]()
+    names = {name for name, *_ in questions(load("tiny", ["encoder=wan-vae"]), CPU)}
+    assert LAST in names and FIRST not in names
+
+
+def test_chosen_layers_of_taehv_are_fused() -> None:
+    """In both phases, and nowhere without a choice; buffers and weights are the same."""
+    plans = [
+        Pipeline(load("tiny"), ((0, 8),), "cpu", chosen).plan()
+        for chosen in (None, {FIRST: "conv2d", LAST: "conv2d"}, {FIRST: "fused", LAST: "fused"})
+    ]
+    for plan, fused in zip(plans, (False, False, True), strict=True):
+        assert (plan.buffers, plan.weights) == (plans[0].buffers, plans[0].weights)
+        modules = [m for p in plan.packages.values() for m in p.module.stage.modules()]
+        coders = [m for m in modules if isinstance(m, (TaehvEncoder, TaehvDecoder))]
+        assert [coder.fused for coder in coders] == [fused] * 4
+
+
 def test_layers_that_are_alike_are_asked_once(monkeypatch) -> None:
     calls = []
     monkeypatch.setattr(module, "fastest", lambda made: calls.append(1) or counting(made))
@@ -72,12 +99,19 @@ def test_layers_that_are_alike_are_asked_once(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "prefix"),
-    [("dit", "attention."), ("vae_encoder", "encoder."), ("vae_decoder", "decoder.")],
+    ("stage", "prefix", "changes"),
+    [
+        ("dit", "attention.", SMALL),
+        ("vae_encoder", "encoder.", SMALL),
+        ("vae_decoder", "decoder.", SMALL),
+        ("taehv_encoder", "taehv.encoder.", []),
+        ("taehv_decoder", "taehv.decoder.", []),
+    ],
 )
-def test_stages_of_tensorrt_have_no_choice(monkeypatch, stage: str, prefix: str) -> None:
+def test_stages_of_tensorrt_have_no_choice(monkeypatch, stage, prefix, changes) -> None:
     monkeypatch.setattr(module, "fastest", counting)
-    preset = load("tiny", SMALL)
+    preset = load("tiny", changes)
+    assert any(name.startswith(prefix) for name in choose(preset, CPU, {}))
     found = choose(preset, CPU, {stage: "tensorrt"})
     assert found and not any(name.startswith(prefix) for name in found)
 
@@ -87,6 +121,8 @@ def test_packages_that_call_compiled_kernels_name_their_ops() -> None:
     chosen = {"a": "hopper", "b": "cudnn", "c": "fused"}
     choices = {name: Choice(chosen=value, ms={}) for name, value in chosen.items()}
     assert op_modules(choices) == ("sdrt.kernels.causal_conv", "sdrt.kernels.ring_attention")
+    fused = Choice(chosen="fused", ms={})
+    assert op_modules({FIRST: fused, LAST: fused}) == ()  # Triton's are in the packages
 
 
 def test_both_phases_share_the_rings_of_fused_layers() -> None:
