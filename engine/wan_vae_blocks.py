@@ -116,7 +116,7 @@ class Downsample(nn.Module):
         """Map ``[T, C, H, W]`` to ``[T', C, H / 2, W / 2]``."""
         # The picture has a margin below and on the right only. Padded by two on all sides, the
         # results but the first of each row and column are the same, without a padded copy of it.
-        x = self.resample["1"](x)[:, :, 1:, 1:]
+        x = self.resample["1"](x)[:, :, 1:, 1:].contiguous(memory_format=torch.channels_last)
         conv = self.time_conv
         if conv is None:
             return x

@@ -76,7 +76,7 @@ def tile(width: int) -> tuple[int, int]:
 
     Measured: bench/kernels/residual_norm.py.
     """
-    return (2, 4) if width <= 2048 else (1, 8)
+    return (4, 8) if width <= 2048 else (1, 8)
 
 
 def launch(
