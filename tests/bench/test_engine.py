@@ -70,8 +70,9 @@ def test_error_of_each_stage(measured) -> None:
     assert set(stages) == {"encode", "diffuse", "decode"}
     for errors in stages.values():
         assert len(errors["packages"]) == len(errors["eager"]) > 0
-        assert 0 < max(errors["packages"]) < 1e-4  # another order of sums
+        assert max(errors["packages"]) < 1e-4
         assert max(errors["eager"]) == 0  # tiny is in float32 itself
+    assert max(stages["diffuse"]["packages"]) > 0  # another order of sums
 
 
 def test_no_paths_or_host_names_in_a_result(measured) -> None:
