@@ -38,10 +38,7 @@ def measure_fidelity(directory: Path, session: Session, chunks: int) -> dict[str
     """
     device, preset = session.device, from_dict(session.manifest.preset)
     replayed = _record(session, chunks)
-    programs = load_programs(directory, session.manifest, device)
-    direct = Session(session.manifest, programs, session.weights, device, directory, capture=False)
-    called = _record(direct, chunks)
-    direct.close()
+    called = _record_direct(directory, session, chunks)
     equal = all(
         torch.equal(a, b) and torch.equal(x, y)
         for (a, x), (b, y) in zip(replayed, called, strict=True)
@@ -66,6 +63,14 @@ def measure_fidelity(directory: Path, session: Session, chunks: int) -> dict[str
         "eager_vs_fp32": _compare(same, reference),
         "stages_vs_fp32": stages,
     }
+
+
+def _record_direct(directory: Path, session: Session, chunks: int) -> Recorded:
+    """Record the engine without graphs; its buffers are freed, which a large model needs."""
+    programs = load_programs(directory, session.manifest, session.device)
+    arguments = (session.manifest, programs, session.weights, session.device, directory)
+    with Session(*arguments, capture=False) as direct:
+        return _record(direct, chunks)
 
 
 def _record(session: Session, chunks: int) -> Recorded:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdrt.bench.document import Block, Heading, Paragraph, Table
+from sdrt.runtime.profiler import STAGES
 
 Result = Mapping[str, Any]
 
@@ -81,7 +82,8 @@ def _stage_errors(found: Mapping[str, Mapping[str, list[float]]]) -> list[Block]
         return []  # a result from before they were measured
     header = ["stage", "packages against fp32", "eager against fp32", "ratio"]
     rows = []
-    for stage, errors in found.items():
+    for stage in (stage for stage in STAGES if stage in found):
+        errors = found[stage]
         ours, eager = (max(errors[name]) for name in ("packages", "eager"))
         ratio = f"{ours / eager:.2f}" if eager else ""
         rows.append([stage, f"{ours:.2e}", f"{eager:.2e}", ratio])

@@ -41,6 +41,7 @@ def main() -> None:
             ours = run()
             with references():
                 plain = run()
+                torch._dynamo.reset()  # or it gives up on compiling the next size
                 compiled = torch.compile(run, dynamic=False)
                 compiled()
                 before = graph_us(compiled)

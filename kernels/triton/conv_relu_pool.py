@@ -19,7 +19,7 @@ class Tile(NamedTuple):
 
 
 HALF, FLOAT = Tile(64, 4, 4), Tile(16, 4, 4)
-"""Of 16-bit numbers (to be compared with others: bench/kernels/taehv_ends.py) and of float32, whose
+"""Of 16-bit numbers (measured: bench/kernels/taehv_ends.py) and of float32, whose
 products take more registers."""
 
 

@@ -33,6 +33,7 @@ def arguments(planned: PlannedPackage) -> list[Tensor]:
 
 
 @pytest.mark.gpu
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["first", "steady"])
 @pytest.mark.parametrize("coder", ["taehv_encoder", "taehv_decoder"])
 def test_a_package_is_as_good_as_its_eager_module(
