@@ -113,10 +113,6 @@ __device__ __forceinline__ void multiply_stage(float (&sums)[S::kSums], uint64_t
   }
 }
 
-__device__ __forceinline__ void release(uint64_t* barrier) {
-  if (threadIdx.x % 32 == 0) barrier_arrive(barrier);
-}
-
 template <class S>
 __device__ __forceinline__ void multiply(Shared<S>& shared, const ConvArguments& p, int first_slot,
                                          int group) {

@@ -31,6 +31,11 @@ __device__ __forceinline__ void barrier_arrive(uint64_t* barrier) {
                : "memory");
 }
 
+// One arrival for a warp that has read a stage.
+__device__ __forceinline__ void release(uint64_t* barrier) {
+  if (threadIdx.x % 32 == 0) barrier_arrive(barrier);
+}
+
 // Arrives, and announces bytes that TMA loads will complete on this barrier.
 __device__ __forceinline__ void barrier_expect(uint64_t* barrier, uint32_t bytes) {
   asm volatile(

@@ -74,10 +74,6 @@ __device__ __forceinline__ void load_tiles(Tile* tiles, uint64_t* full, uint64_t
 
 // --- computing -----------------------------------------------------------------------------
 
-__device__ __forceinline__ void release(uint64_t* barrier) {
-  if (threadIdx.x % 32 == 0) barrier_arrive(barrier);
-}
-
 // scores = q k^T. Both operands lie in rows of 64 columns, so that 16 columns are 32 bytes.
 __device__ __forceinline__ void start_scores(float (&scores)[kScores], const Shared& shared,
                                              int group, int stage) {
