@@ -12,6 +12,11 @@ TAPS = 3
 """Frames that a causal convolution sees: the current one and the two before it."""
 
 FORMS = ("stacked", "conv3d")
+FUSED = "fused"
+"""The form of layers and blocks of them that one kernel runs, with norms or what else lies near."""
+
+Forms = Mapping[str, str] | None
+"""Layer name -> form, for the layers that differ from the default."""
 
 ALIGNMENT = 8
 """Channels that a tensor-core convolution reads at once: others fall to a slow kernel (1.4 ms
@@ -39,7 +44,7 @@ def block_of(name: str) -> str:
     return name
 
 
-def layer_form(name: str, channels_in: int, forms: Mapping[str, str] | None) -> str:
+def layer_form(name: str, channels_in: int, forms: Forms) -> str:
     """Return the form of the layer ``name``: what ``forms`` says, else ``conv_form``'s choice.
 
     ``forms`` names convolutions, or blocks of them.

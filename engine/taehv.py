@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sdrt.engine.causal_conv import channels_last, empty_channels_last
+from sdrt.engine.causal_conv import FUSED, Forms, channels_last, empty_channels_last
 from sdrt.engine.config import TaehvConfig
 from sdrt.engine.stage import StageModule
 from sdrt.engine.taehv_layers import (
@@ -16,7 +16,6 @@ from sdrt.engine.taehv_layers import (
     decoder_layers,
     encoder_layers,
 )
-from sdrt.engine.wan_vae_fused import FUSED
 from sdrt.kernels.conv_relu_pool import conv_relu_pool
 from sdrt.kernels.relu_conv import relu_conv
 
@@ -26,8 +25,6 @@ FIRST_LAYERS, LAST_LAYERS = 3, 2
 """How many these are: convolution, ReLU and pool of an encoder; ReLU and convolution."""
 FUSED_CHANNELS = 64
 """Up to so many channels the fused kernels' weights fit into any card's shared memory."""
-
-Forms = Mapping[str, str] | None
 
 
 class TaehvError(ValueError):

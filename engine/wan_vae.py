@@ -5,10 +5,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sdrt.engine.causal_conv import CausalConv, Conv, zero_histories
+from sdrt.engine.causal_conv import CausalConv, Conv, Forms, zero_histories
 from sdrt.engine.config import WanVaeConfig
 from sdrt.engine.stage import StageModule
-from sdrt.engine.wan_vae_blocks import Forms, Middle, causal_conv
+from sdrt.engine.wan_vae_blocks import Middle, causal_conv
 from sdrt.engine.wan_vae_chain import Chain, decoder_layers, encoder_layers, make_head
 from sdrt.engine.wan_vae_fused import POSITION, FusedConv
 

@@ -1,21 +1,17 @@
 """The blocks of the Wan 2.1 VAE: norm, residual block, attention, resampling."""
 
 import math
-from collections.abc import Mapping
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sdrt.engine.causal_conv import CausalConv, Conv, SplitConv, layer_form
+from sdrt.engine.causal_conv import CausalConv, Conv, Forms, SplitConv, layer_form
 from sdrt.kernels.wide_attention import ANYWHERE, wide_attention
 
 FEW_CHANNELS = 4
 """Up to so many channels, a last layer is split: pictures, but not latents."""
-
-Forms = Mapping[str, str] | None
-"""Layer name -> form, for the layers that differ from ``conv_form``."""
 
 
 def causal_conv(

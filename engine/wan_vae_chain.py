@@ -4,12 +4,11 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from sdrt.engine.causal_conv import SplitConv
+from sdrt.engine.causal_conv import FUSED, Forms, SplitConv
 from sdrt.engine.config import WanVaeConfig
 from sdrt.engine.wan_vae_blocks import (
     FEW_CHANNELS,
     Downsample,
-    Forms,
     Head,
     ResidualBlock,
     RmsNorm,
@@ -18,7 +17,6 @@ from sdrt.engine.wan_vae_blocks import (
 )
 from sdrt.engine.wan_vae_fused import (
     CHANNELS_OUT,
-    FUSED,
     NOWHERE,
     FusedBlock,
     FusedSplitConv,

@@ -10,8 +10,6 @@ from sdrt.engine.wan_vae_blocks import RmsNorm, double_frames
 from sdrt.kernels.causal_conv import causal_conv, pack_upsample_weight, pack_weight, to_c8
 from sdrt.kernels.norm_silu_ring import norm_silu_ring
 
-FUSED = "fused"
-"""The form of these blocks, beside those of ``causal_conv.FORMS``."""
 SPLIT_CHANNELS = 16
 """Results of a split layer for which the kernel is compiled."""
 CHANNELS_OUT = (96, 192)

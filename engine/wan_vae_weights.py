@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from sdrt.engine.causal_conv import (
+    FUSED,
+    Forms,
     block_of,
     channels_last,
     layer_form,
@@ -13,8 +15,7 @@ from sdrt.engine.causal_conv import (
     pack_weight,
 )
 from sdrt.engine.config import WanVaeConfig
-from sdrt.engine.wan_vae_blocks import FEW_CHANNELS, Forms
-from sdrt.engine.wan_vae_fused import FUSED
+from sdrt.engine.wan_vae_blocks import FEW_CHANNELS
 from sdrt.engine.wan_vae_layers import decoder_chain, encoder_chain
 from sdrt.kernels import causal_conv
 from sdrt.kernels.causal_conv import pack_upsample_weight

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from sdrt.engine.causal_conv import FUSED
 from sdrt.engine.config import Preset
-from sdrt.engine.wan_vae_fused import FUSED
 from sdrt.export.pipeline import DTYPES
 from sdrt.export.taehv_choices import taehv_questions
 from sdrt.export.vae_choices import Candidates, Question, vae_questions

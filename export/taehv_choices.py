@@ -6,10 +6,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sdrt.engine.causal_conv import channels_last
+from sdrt.engine.causal_conv import FUSED, channels_last
 from sdrt.engine.config import Preset
 from sdrt.engine.taehv import FIRST, FUSED_CHANNELS, LAST, TaehvDecoder, TaehvEncoder
-from sdrt.engine.wan_vae_fused import FUSED
 from sdrt.export.vae_choices import PLAIN, Candidates, Question
 from sdrt.kernels.dispatch import use_kernel
 

@@ -7,12 +7,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from sdrt.engine.causal_conv import FORMS, SplitConv, channels_last, zero_histories
+from sdrt.engine.causal_conv import FORMS, FUSED, SplitConv, channels_last, zero_histories
 from sdrt.engine.config import Preset
 from sdrt.engine.wan_vae_blocks import Attention, ResidualBlock, Upsample
 from sdrt.engine.wan_vae_chain import fusable
 from sdrt.engine.wan_vae_fused import (
-    FUSED,
     NOWHERE,
     POSITION,
     SPLIT_CHANNELS,

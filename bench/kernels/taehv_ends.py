@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from sdrt.bench.kernels.harness import copy_tb_s, graph_us, report
+from sdrt.engine.causal_conv import FUSED
 from sdrt.engine.config import TaehvConfig
 from sdrt.engine.taehv import FIRST, LAST, TaehvDecoder, TaehvEncoder
-from sdrt.engine.wan_vae_fused import FUSED
 from sdrt.kernels.triton import conv_relu_pool, relu_conv
 
 FRAMES, HEIGHT, WIDTH = 4, 480, 832

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from sdrt.engine import taehv
+from sdrt.engine.causal_conv import FUSED
 from sdrt.engine.config import TaehvConfig
 from sdrt.engine.stage import StageModule
 from sdrt.engine.taehv import FIRST, LAST, TaehvDecoder, TaehvEncoder, TaehvError
-from sdrt.engine.wan_vae_fused import FUSED
 
 TOLERANCE = 1e-4
 """Relative; what the golden cases allow between CPUs and torch versions in float32."""

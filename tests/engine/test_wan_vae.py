@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from sdrt.engine.causal_conv import (
     FORMS,
+    FUSED,
     CausalConv,
     CausalConvError,
     conv_form,
@@ -26,7 +27,6 @@ from sdrt.engine.wan_vae import (
 )
 from sdrt.engine.wan_vae_blocks import enlarge, interleave
 from sdrt.engine.wan_vae_chain import fusable
-from sdrt.engine.wan_vae_fused import FUSED
 from sdrt.engine.wan_vae_layers import decoder_chain, encoder_chain
 from sdrt.engine.wan_vae_weights import from_public, public_shapes
 

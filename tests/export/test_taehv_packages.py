@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from sdrt.engine.causal_conv import FUSED
 from sdrt.engine.config import load
 from sdrt.engine.taehv import FIRST, LAST
-from sdrt.engine.wan_vae_fused import FUSED
 from sdrt.export.inductor import compile_package
 from sdrt.export.pipeline import Pipeline
 from sdrt.export.plan import PlannedPackage
