@@ -11,9 +11,10 @@ from torch import Tensor
 from sdrt.bench.eager import eager_session
 from sdrt.bench.frames import chunks_for
 from sdrt.bench.measure import PROMPT
-from sdrt.bench.quality import psnr, relative_error, ssim
+from sdrt.bench.quality import psnr, ssim
 from sdrt.bench.stage_errors import compared_stages
 from sdrt.engine.config import from_dict
+from sdrt.kernels.accuracy import relative_error
 from sdrt.runtime.program import load_programs
 from sdrt.runtime.session import Session
 

@@ -1,4 +1,4 @@
-"""How far one video is from another: relative error, PSNR, SSIM."""
+"""How far one video is from another: PSNR, SSIM."""
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +10,6 @@ WINDOW, SIGMA = 11, 1.5
 C1, C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 MOST_DB = 100.0
 """What equal pictures count as."""
-
-
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    """Return ``||found - expected|| / ||expected||`` in float64."""
-    found, expected = found.double(), expected.double()
-    return float((found - expected).norm() / expected.norm().clamp_min(1e-30))
 
 
 def psnr(found: Tensor, expected: Tensor) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdrt.bench.quality import relative_error
+from sdrt.kernels.accuracy import relative_error
 from sdrt.runtime.profiler import STAGES
 from sdrt.runtime.session import Session
 
@@ -35,13 +35,13 @@ def compared_stages(exact: Session, others: Mapping[str, Session]) -> Iterator[S
         if group not in STAGES or phase != "steady":
             return run(group, phase)
         made: dict[str, Tensor] = {}
+        _synchronize(exact)
         for name, session in others.items():
-            _synchronize(exact)
             for buffer, value in exact.buffers.items():
                 session.buffers[buffer].copy_(value)
             session.stages.run(group, phase)
             made[name] = _result(session, group, phase).float().clone()
-            _synchronize(exact)
+        _synchronize(exact)
         run(group, phase)
         expected = _result(exact, group, phase)
         for name, result in made.items():
@@ -59,7 +59,7 @@ def compared_stages(exact: Session, others: Mapping[str, Session]) -> Iterator[S
 def _result(session: Session, group: str, phase: str) -> Tensor:
     buffers = session.buffers
     if group == "finalize":
-        rows = buffers["ring_rows.chunk"].long()
+        rows = buffers["ring_rows.chunk"]
         rings = [
             ring for name, ring in buffers.items() if name.startswith("ring.") and ring.ndim == 4
         ]

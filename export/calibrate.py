@@ -16,6 +16,7 @@ from sdrt.export.fp8 import Linears, input_scale, is_quantised, quantise_weight,
 from sdrt.export.plan import PlannedPackage
 from sdrt.export.tensorrt_pipeline import make_pipeline
 from sdrt.export.weights import plan_weights
+from sdrt.kernels.accuracy import relative_error
 from sdrt.runtime.demo import sample_clip
 from sdrt.runtime.manifest import TextSpec
 from sdrt.runtime.session import Session
@@ -145,12 +146,6 @@ class _Compared:
             self._plain.run(expected)
             result = self._outputs.start  # the residual stream, or the latent
             self.error = relative_error(arguments[result], expected[result])
-
-
-def relative_error(made: Tensor, reference: Tensor) -> float:
-    """Return ``||made - reference|| / ||reference||``."""
-    off = (made.double() - reference.double()).norm()
-    return float(off / reference.double().norm().clamp_min(1e-30))
 
 
 def calibrate(

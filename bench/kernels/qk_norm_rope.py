@@ -5,6 +5,7 @@ from functools import partial
 import torch
 
 from sdrt.bench.kernels.harness import copy_tb_s, graph_us, report
+from sdrt.kernels.accuracy import relative_error
 from sdrt.kernels.dispatch import references
 from sdrt.kernels.qk_norm_rope import qk_norm_rope
 
@@ -31,7 +32,7 @@ def main() -> None:
         ours = qk_norm_rope(*arguments, k_ring.clone(), v_ring.clone(), 1e-6)
         with references():
             plain = qk_norm_rope(*arguments, k_ring.clone(), v_ring.clone(), 1e-6)
-        error = float((ours.float() - plain.float()).norm() / plain.float().norm())
+        error = relative_error(ours, plain)
         assert error < 1e-2, error
 
         run = partial(qk_norm_rope, *arguments, k_ring, v_ring, 1e-6)

@@ -5,6 +5,7 @@ from functools import partial
 import torch
 
 from sdrt.bench.kernels.harness import copy_tb_s, graph_us, report
+from sdrt.kernels.accuracy import relative_error
 from sdrt.kernels.dispatch import references
 from sdrt.kernels.residual_norm import (
     Modulation,
@@ -46,7 +47,7 @@ def main() -> None:
                 compiled()
                 before = graph_us(compiled)
             for a, b in zip(_tuple(ours), _tuple(plain), strict=True):
-                error = float((a.float() - b.float()).norm() / b.float().norm())
+                error = relative_error(a, b)
                 assert error < 1e-2, (function.__name__, error)
             title = f"{name}: {function.__name__}"
             report(title, graph_us(run), tensors * x.nbytes, roof)

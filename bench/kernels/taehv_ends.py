@@ -10,6 +10,7 @@ from sdrt.bench.kernels.harness import copy_tb_s, graph_us, report
 from sdrt.engine.causal_conv import FUSED
 from sdrt.engine.config import TaehvConfig
 from sdrt.engine.taehv import FIRST, LAST, TaehvDecoder, TaehvEncoder
+from sdrt.kernels.accuracy import relative_error
 from sdrt.kernels.triton import conv_relu_pool, relu_conv
 
 FRAMES, HEIGHT, WIDTH = 4, 480, 832
@@ -36,7 +37,7 @@ def compare(
 ) -> None:
     """Check one form against the other, then time both."""
     expected, y = plain(x), fused(x)
-    error = float((y.float() - expected.float()).norm() / expected.float().norm())
+    error = relative_error(y, expected)
     assert error < 1e-2, error
     moved = x.nbytes + y.nbytes
     report(title, graph_us(partial(fused, x)), moved, roof)
@@ -45,10 +46,10 @@ def compare(
 
 def try_tiles(module, tiles: list, run: Callable[[], Tensor]) -> None:
     """Time a kernel under each of ``tiles``, put in the place of the module's ``HALF``."""
-    expected = run().float()
+    expected = run()
     for tile in tiles:
         module.HALF = tile
-        error = float((run().float() - expected).norm() / expected.norm())
+        error = relative_error(run(), expected)
         assert error < 1e-2, (tile, error)
         print(f"  {str(tile):60s} {graph_us(run):9.1f} us")
 

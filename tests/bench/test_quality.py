@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from sdrt.bench.quality import C1, MOST_DB, psnr, relative_error, ssim
+from sdrt.bench.quality import C1, MOST_DB, psnr, ssim
+from sdrt.kernels.accuracy import relative_error
 
 
 def _noise(seed: int) -> torch.Tensor:
