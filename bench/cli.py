@@ -25,7 +25,7 @@ def list_scenarios() -> None:
     from rich.table import Table
 
     from sdrt.bench.scenarios import SCENARIOS, describe
-    from sdrt.engine.config import to_dict
+    from sdrt.engine.preset.preset import to_dict
 
     columns = ("mode", "precision", "gates", "encoder", "decoder", "steps", "window_frames", "size")
     view = Table("scenario", *(column.replace("_", " ") for column in columns))
@@ -60,11 +60,11 @@ def run(
     ] = None,
 ) -> None:
     """Measure scenarios and write one result each; exit code 1 if a section failed."""
-    from sdrt.bench.measure import Length
+    from sdrt.bench.measure.stream import Length
     from sdrt.bench.run import FULL, QUICK, SECTIONS, Run
     from sdrt.bench.scenarios import ScenarioError
-    from sdrt.engine.config import ConfigError
-    from sdrt.runtime.manifest import ManifestError
+    from sdrt.engine.preset.preset import ConfigError
+    from sdrt.runtime.directory.manifest import ManifestError
 
     if unknown := set(only or ()) - set(SECTIONS):
         _fail(f"--only {sorted(unknown)[0]}: unknown section; use one of {', '.join(SECTIONS)}")
@@ -88,8 +88,8 @@ def run(
 def _pairs(names: list[str], engines: list[Path]) -> list[tuple[Any, Path]]:
     """Return each scenario with the engine that was built for it."""
     from sdrt.bench.scenarios import ScenarioError, find, identity
-    from sdrt.engine.config import to_dict
-    from sdrt.runtime.manifest import read_manifest
+    from sdrt.engine.preset.preset import to_dict
+    from sdrt.runtime.directory.manifest import read_manifest
 
     if not names:
         return [(None, directory) for directory in engines]
@@ -110,7 +110,7 @@ def _pairs(names: list[str], engines: list[Path]) -> list[tuple[Any, Path]]:
 
 def _finish(result: dict[str, Any], out: Path) -> None:
     """Write a result, show its speed and errors, and say in JSON where it is."""
-    from sdrt.bench.environment import device_slug
+    from sdrt.bench.measure.environment import device_slug
 
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{result['scenario']}--{device_slug(result['environment'])}.json"
@@ -139,8 +139,8 @@ def compare(
     from rich.console import Console
     from rich.table import Table
 
-    from sdrt.bench.compare import CompareError
-    from sdrt.bench.compare import compare as compare_results
+    from sdrt.bench.report.compare import CompareError
+    from sdrt.bench.report.compare import compare as compare_results
 
     try:
         found = compare_results(_read(before), _read(after), variant)
@@ -182,8 +182,8 @@ def report(
     plots: Annotated[bool, typer.Option(help="Draw plots (needs matplotlib).")] = True,
 ) -> None:
     """Write results as Markdown and as one self-contained HTML page."""
-    from sdrt.bench.plots import PlotError
-    from sdrt.bench.report import write_report
+    from sdrt.bench.report.plots import PlotError
+    from sdrt.bench.report.report import write_report
 
     try:
         files = [file for path in results for file in (sorted(path.glob("*.json")) or [path])]
@@ -204,7 +204,7 @@ def readme(
     ] = False,
 ) -> None:
     """Put the table of results between the README's markers."""
-    from sdrt.bench.readme import RESULTS, ReadmeError, insert, load_results, table
+    from sdrt.bench.report.readme import RESULTS, ReadmeError, insert, load_results, table
 
     try:
         before = path.read_text()
@@ -227,9 +227,9 @@ def profile(
     """Trace steady AR steps: trace.json for Perfetto, kernels.json, and the kernels by stage."""
     from rich.console import Console
 
-    from sdrt.bench.frames import ChunkSource
-    from sdrt.bench.launches import kernel_tables, trace_steps
-    from sdrt.runtime.manifest import ManifestError
+    from sdrt.bench.measure.frames import ChunkSource
+    from sdrt.bench.measure.launches import kernel_tables, trace_steps
+    from sdrt.runtime.directory.manifest import ManifestError
     from sdrt.runtime.session import Session
 
     try:

@@ -10,14 +10,16 @@ from typing import Any
 
 import torch
 
-from sdrt.bench import environment, paced
 from sdrt.bench.baseline.stream import ReferenceStream
-from sdrt.bench.cold import run_cold
-from sdrt.bench.compare import ALONE
-from sdrt.bench.fidelity import measure_fidelity
-from sdrt.bench.frames import ChunkSource
-from sdrt.bench.launches import trace_steps
-from sdrt.bench.measure import (
+from sdrt.bench.measure import environment, paced
+from sdrt.bench.measure.cold import run_cold
+from sdrt.bench.measure.fidelity import measure_fidelity
+from sdrt.bench.measure.frames import ChunkSource
+from sdrt.bench.measure.launches import trace_steps
+from sdrt.bench.measure.overhead import measure_overhead
+from sdrt.bench.measure.roof import measure_roof
+from sdrt.bench.measure.sampler import Sampler, open_meter
+from sdrt.bench.measure.stream import (
     Length,
     MemoryMeter,
     Record,
@@ -27,14 +29,12 @@ from sdrt.bench.measure import (
     record_stream,
     summarise,
 )
-from sdrt.bench.overhead import measure_overhead
-from sdrt.bench.roof import measure_roof
-from sdrt.bench.sampler import Sampler, open_meter
+from sdrt.bench.report.compare import ALONE
 from sdrt.bench.scenarios import Scenario, check, describe, matching, preset_hash
-from sdrt.engine.config import from_dict
-from sdrt.engine.weights import Source
-from sdrt.runtime.manifest import Manifest, read_manifest
-from sdrt.runtime.program import load_programs
+from sdrt.engine.preset.preset import from_dict
+from sdrt.engine.weights.source import Source
+from sdrt.runtime.directory.manifest import Manifest, read_manifest
+from sdrt.runtime.programs.aoti import load_programs
 from sdrt.runtime.session import Session
 
 SCHEMA = 1

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sdrt.engine.config import Preset, load, to_dict
+from sdrt.engine.preset.preset import Preset, load, to_dict
 
 
 class ScenarioError(ValueError):

@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from sdrt.runtime.demo import open_session, sample_clip
+from sdrt.runtime.measure.stats import StreamStats
 from sdrt.runtime.session import Session
-from sdrt.runtime.stats import StreamStats
 from sdrt.runtime.stream import stream_frames
 
 PROMPTS = ("neon discs", "ocean stripes", "lava triangles")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sdrt.engine.stage import StageModule
+from sdrt.engine.module import StageModule
 
 FULL_MOTION = 0.2
 """Difference between neighbouring frames (root mean square of pixels) that counts as the most."""

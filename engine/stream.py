@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from sdrt.engine.frames import FramesToPixels, MotionNoise
-from sdrt.engine.stage import StageModule
-from sdrt.engine.wan_vae import denormalise, normalise
+from sdrt.engine.module import StageModule
+from sdrt.engine.wan_vae.model import denormalise, normalise
 
 
 class Intake(StageModule):

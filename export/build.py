@@ -9,9 +9,6 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
-from sdrt.export.calibrate import CalibrationError
-from sdrt.export.choices import ChoiceError, choose
-from sdrt.export.compile import compile_packages
 from sdrt.export.describe import describe
 from sdrt.export.folder import (
     BAKED_FOLDER,
@@ -23,16 +20,19 @@ from sdrt.export.folder import (
     open_partial,
     whole_disk,
 )
-from sdrt.export.mixed import add_variant
-from sdrt.export.plan import Plan
+from sdrt.export.inductor.backend import compile_packages
+from sdrt.export.plan.builder import Plan
+from sdrt.export.plan.weights import plan_weights
 from sdrt.export.progress import Progress
+from sdrt.export.quantise.calibrate import CalibrationError
 from sdrt.export.request import BuildError, Request
 from sdrt.export.store import write_text_encoder, write_weights
-from sdrt.export.tensorrt import PlanError
-from sdrt.export.tensorrt_build import build_plans
+from sdrt.export.tensorrt.backend import build_plans
+from sdrt.export.tensorrt.builder import PlanError
 from sdrt.export.trial import TrialError
-from sdrt.export.weights import plan_weights
-from sdrt.runtime.manifest import (
+from sdrt.export.tune.measure import ChoiceError, choose
+from sdrt.export.variants import add_variant
+from sdrt.runtime.directory.manifest import (
     Choice,
     Manifest,
     PackageSpec,

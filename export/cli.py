@@ -15,10 +15,10 @@ if TYPE_CHECKING:  # torch takes seconds to import
 
     import torch
 
-    from sdrt.engine.config import Preset
+    from sdrt.engine.preset.preset import Preset
     from sdrt.export.request import Request
-    from sdrt.export.tensorrt import Settings
-    from sdrt.runtime.manifest import Backend
+    from sdrt.export.tensorrt.builder import Settings
+    from sdrt.runtime.directory.manifest import Backend
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -107,7 +107,7 @@ def build_engines(
     """Compile a preset's stages for this machine into an engine directory."""
     given = dict(locals())
     del given["print_config"]
-    from sdrt.engine.config import ConfigError, dump, load
+    from sdrt.engine.preset.preset import ConfigError, dump, load
 
     try:
         resolved = load(preset, override or [])
@@ -120,13 +120,13 @@ def build_engines(
 
 
 def _build(preset: "Preset", options: Options) -> None:
-    from sdrt.engine.config import ConfigError
-    from sdrt.engine.weights import WeightsError
-    from sdrt.export.backends import BackendError
+    from sdrt.engine.preset.preset import ConfigError
+    from sdrt.engine.weights.source import WeightsError
     from sdrt.export.build import build
-    from sdrt.export.mixed import MixedError
     from sdrt.export.progress import Progress
     from sdrt.export.request import BuildError
+    from sdrt.export.tensorrt.choice import BackendError
+    from sdrt.export.variants import MixedError
 
     console = Console(soft_wrap=True)
     try:
@@ -159,11 +159,11 @@ def _request(preset: "Preset", options: Options) -> "Request":
     """
     import torch
 
-    from sdrt.engine.weights import open_source
-    from sdrt.export.backends import choose_backends
-    from sdrt.export.calibrate import Material
+    from sdrt.engine.weights.source import open_source
+    from sdrt.export.quantise.calibrate import Material
     from sdrt.export.request import BuildError, Request, default_folder, parse_ranges
-    from sdrt.export.tensorrt_pipeline import default_ranges
+    from sdrt.export.tensorrt.choice import choose_backends
+    from sdrt.export.tensorrt.stages import default_ranges
 
     device = _device(options.device)
     spec = options.weights or ("bundled" if preset.name == "tiny" else "default")
@@ -199,10 +199,10 @@ def _settings(
     preset: "Preset", options: Options, backends: "Mapping[str, Backend]", device: "torch.device"
 ) -> "Settings":
     """Return how TensorRT plans are built, where there are any."""
-    from sdrt.export.backends import architectures, choose_ring, choose_targets
-    from sdrt.export.fp8 import check_fp8, choose_groups
+    from sdrt.export.quantise.fp8 import check_fp8, choose_groups
     from sdrt.export.request import BuildError
-    from sdrt.export.tensorrt import Settings
+    from sdrt.export.tensorrt.builder import Settings
+    from sdrt.export.tensorrt.choice import architectures, choose_ring, choose_targets
 
     targets = choose_targets(preset, backends, options.target, device)
     groups = choose_groups(options.fp8)
@@ -265,7 +265,7 @@ def _device(name: str | None):
 
 
 def _components(pairs: list[str]) -> dict[str, str]:
-    from sdrt.engine.weights import WeightsError
+    from sdrt.engine.weights.source import WeightsError
 
     sources = {}
     for pair in pairs:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 import torch
 
-from sdrt.engine.config import Preset, to_dict
-from sdrt.export.choices import op_modules
-from sdrt.export.plan import Plan
-from sdrt.runtime.manifest import (
+from sdrt.engine.preset.preset import Preset, to_dict
+from sdrt.export.plan.builder import Plan
+from sdrt.export.tune.measure import op_modules
+from sdrt.runtime.directory.manifest import (
     SCHEMA_VERSION,
     Choice,
     DeviceSpec,

@@ -12,9 +12,9 @@ from typing import IO
 
 from safetensors import SafetensorError
 
-from sdrt.export.mixed import check_addition
 from sdrt.export.request import BuildError, Request, build_key
-from sdrt.runtime.manifest import MANIFEST_NAME
+from sdrt.export.variants import check_addition
+from sdrt.runtime.directory.manifest import MANIFEST_NAME
 
 KEY_NAME = "build.key"
 """In a work folder: what the packages in it were built from."""

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import torch
 
-from sdrt.engine.config import Preset, to_dict
-from sdrt.engine.weights import Source
-from sdrt.export.calibrate import Material
+from sdrt.engine.preset.preset import Preset, to_dict
+from sdrt.engine.weights.source import Source
 from sdrt.export.describe import describe_device, versions
-from sdrt.export.inductor import options
-from sdrt.export.pipeline import Pipeline
-from sdrt.export.tensorrt import Settings
-from sdrt.export.tensorrt_pipeline import make_pipeline
+from sdrt.export.inductor.package import options
+from sdrt.export.plan.pipeline import Pipeline
+from sdrt.export.quantise.calibrate import Material
+from sdrt.export.tensorrt.builder import Settings
+from sdrt.export.tensorrt.stages import make_pipeline
 from sdrt.kernels.library import library_path
-from sdrt.runtime.manifest import Backend, DeviceSpec
+from sdrt.runtime.directory.manifest import Backend, DeviceSpec
 
 
 class BuildError(ValueError):

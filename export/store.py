@@ -9,15 +9,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sdrt.engine.config import Preset
-from sdrt.engine.text import (
+from sdrt.engine.preset.preset import Preset
+from sdrt.engine.weights.source import Source
+from sdrt.engine.weights.umt5 import (
     Umt5Config,
     umt5_from_public,
     umt5_public_shapes,
     umt5_transformers_config,
 )
-from sdrt.engine.weights import Source
-from sdrt.runtime.manifest import FileSpec, TextSpec, describe_file
+from sdrt.runtime.directory.manifest import FileSpec, TextSpec, describe_file
 
 SHARD_BYTES = 1 << 30
 """Shards let a loader hash and read a large model in parallel."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from sdrt.export.child import Child, ChildCrash
-from sdrt.runtime.manifest import PackageSpec
+from sdrt.runtime.directory.manifest import PackageSpec
 
 
 class TrialError(RuntimeError):
@@ -18,7 +18,7 @@ class Trial:
 
     def __init__(self, device: str) -> None:
         self._device = device
-        self._child = Child("sdrt.export.worker")
+        self._child = Child("sdrt.export.inductor.worker")
 
     def run(
         self,

@@ -157,7 +157,7 @@ def _check(request: Request) -> tuple[Path, str]:
         raise CommandError("no output: give --output FILE.mp4")
     if request.device is not None and request.device.partition(":")[0] not in ("cuda", "cpu"):
         raise CommandError(f"unknown --device {request.device}: expected cuda, cuda:N or cpu")
-    from sdrt.runtime.manifest import read_manifest
+    from sdrt.runtime.directory.manifest import read_manifest
 
     if request.engine is not None:
         takes_frames = read_manifest(request.engine).preset["flow"] == "stream-batch"
@@ -170,8 +170,8 @@ def _check(request: Request) -> tuple[Path, str]:
             raise CommandError(
                 f"{request.engine.name} is a text-to-video engine: leave out --input"
             )
-    from sdrt.runtime.video import check_input
-    from sdrt.runtime.video_writer import check_output
+    from sdrt.runtime.video.reader import check_input
+    from sdrt.runtime.video.writer import check_output
 
     check_output(request.output)
     if request.stats is not None:
@@ -199,10 +199,10 @@ def _stream_to_file(
     session: "Session", request: Request, output: Path, prompt: str, console: "Console"
 ) -> int:
     """Stream into the file, show the numbers, and return the exit code."""
-    from sdrt.runtime.stats import LiveLine, StreamStats
+    from sdrt.runtime.measure.stats import LiveLine, StreamStats
+    from sdrt.runtime.measure.trace import tracing
     from sdrt.runtime.stream import stream_frames
-    from sdrt.runtime.trace import tracing
-    from sdrt.runtime.video_writer import FrameWriter
+    from sdrt.runtime.video.writer import FrameWriter
 
     preset = session.manifest.preset
     if session.manifest.weights.synthetic:
@@ -249,7 +249,7 @@ def _input_frames(
     stream = session.manifest.preset["stream"]
     width, height = stream["width"], stream["height"]
     if request.input is not None:
-        from sdrt.runtime.video import open_input
+        from sdrt.runtime.video.reader import open_input
 
         source = open_input(request.input, width, height, stream["frame_rate"])
         for note in source.notes:
@@ -264,7 +264,7 @@ def _input_frames(
 
 def _report_header(session: "Session", request: Request, interrupted: bool) -> dict[str, Any]:
     """Return what a report says beside the numbers; names only, no paths."""
-    from sdrt.runtime.stats import versions
+    from sdrt.runtime.measure.stats import versions
 
     manifest = session.manifest
     return {

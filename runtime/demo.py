@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sdrt.runtime.stats import versions
-from sdrt.runtime.video_writer import side_by_side
+from sdrt.runtime.measure.stats import versions
+from sdrt.runtime.video.writer import side_by_side
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from sdrt.runtime.session import Session
@@ -44,7 +44,7 @@ def open_session(device: str | None, say: Callable[[str], None]) -> "Session":
     """
     import torch
 
-    from sdrt.runtime.manifest import ManifestError
+    from sdrt.runtime.directory.manifest import ManifestError
     from sdrt.runtime.session import Session
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdrt.runtime.manifest import Manifest
+from sdrt.runtime.directory.manifest import Manifest
 
 HOST_SLOTS = 4
 """Host buffers for frames; more than in flight, so that received frames stay valid a while."""

@@ -9,21 +9,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdrt.runtime import profiler
-from sdrt.runtime.checks import verify_files
 from sdrt.runtime.chunk import Chunk
+from sdrt.runtime.directory.checks import verify_files
+from sdrt.runtime.directory.manifest import Manifest, read_manifest
+from sdrt.runtime.directory.tensors import allocate_buffers, load_weights
+from sdrt.runtime.directory.variants import choose_variant
 from sdrt.runtime.flow import FLOWS, noise_filler
 from sdrt.runtime.host_frames import HOST_SLOTS, HostFrames
-from sdrt.runtime.lanes import Lanes
-from sdrt.runtime.manifest import Manifest, read_manifest
-from sdrt.runtime.memory import memory_gib
-from sdrt.runtime.program import Program, load_programs
+from sdrt.runtime.measure import profiler
+from sdrt.runtime.measure.memory import memory_gib
+from sdrt.runtime.measure.timing import Clock, make_clock
+from sdrt.runtime.programs.aoti import Program, load_programs
+from sdrt.runtime.programs.tensorrt import keep_compiled
 from sdrt.runtime.stage import Stage, StageTable
-from sdrt.runtime.tensorrt import keep_compiled
-from sdrt.runtime.tensors import allocate_buffers, load_weights
+from sdrt.runtime.streams import Lanes
 from sdrt.runtime.text import text_encoder
-from sdrt.runtime.timing import Clock, make_clock
-from sdrt.runtime.variants import choose_variant
 
 IN_FLIGHT = 2
 """AR steps that may be submitted before the first of them is received."""

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdrt.runtime import profiler
-from sdrt.runtime.lanes import Lanes
-from sdrt.runtime.manifest import Manifest, StageSpec
-from sdrt.runtime.program import Program
-from sdrt.runtime.tensors import bind, check_arguments
+from sdrt.runtime.directory.manifest import Manifest, StageSpec
+from sdrt.runtime.directory.tensors import bind, check_arguments
+from sdrt.runtime.measure import profiler
+from sdrt.runtime.programs.aoti import Program
+from sdrt.runtime.streams import Lanes
 
 WARM_UP_RUNS = 2
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sdrt.runtime.stats import StreamStats
+from sdrt.runtime.measure.stats import StreamStats
 
 if TYPE_CHECKING:  # a session needs torch, the loop does not
     from sdrt.runtime.chunk import Chunk

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sdrt.runtime.manifest import Manifest
+from sdrt.runtime.directory.manifest import Manifest
 
 
 class TextEncoderError(OSError):

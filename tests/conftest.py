@@ -112,7 +112,7 @@ class GoldenStreams:
 
     def preset(self, name: str):
         """Return the preset of a case; its autoencoder is small and plays no part."""
-        from sdrt.engine.config import from_dict
+        from sdrt.engine.preset.preset import from_dict
 
         case = self.golden(name)[1]
         height, width = case["latent_hw"]
@@ -248,7 +248,7 @@ class EngineCache:
         The request's ``out`` is ignored.
         """
         from sdrt.export.request import build_key
-        from sdrt.runtime import manifest
+        from sdrt.runtime.directory import manifest
 
         sources = build_key(request) + manifest.file_sha256(Path(manifest.__file__))
         name, key = request.preset.name, hashlib.sha256(sources.encode()).hexdigest()[:16]
@@ -275,8 +275,8 @@ def tiny_engine(engine_cache: EngineCache) -> Path:
 
     Shared: a test that changes it works on a copy.
     """
-    from sdrt.engine.config import load
-    from sdrt.engine.weights import open_source
+    from sdrt.engine.preset.preset import load
+    from sdrt.engine.weights.source import open_source
     from sdrt.export.request import Request
 
     preset = load("tiny")
@@ -303,7 +303,7 @@ def built_packages(engine_cache: EngineCache):
     from rich.console import Console
 
     from sdrt.export.build import build as build_engine
-    from sdrt.export.pipeline import Pipeline
+    from sdrt.export.plan.pipeline import Pipeline
     from sdrt.export.progress import Progress
     from sdrt.export.request import Request
 

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from sdrt.bench.baseline.taehv import Taehv
 from sdrt.bench.baseline.wan_vae import WanVae
-from sdrt.engine import taehv, wan_vae_weights
-from sdrt.engine.config import Preset
-from sdrt.engine.wan_vae import MEAN, STD
-from sdrt.engine.weights import Source
+from sdrt.engine.preset.preset import Preset
+from sdrt.engine.taehv import model as taehv
+from sdrt.engine.wan_vae import weights as wan_vae_weights
+from sdrt.engine.wan_vae.model import MEAN, STD
+from sdrt.engine.weights.source import Source
 
 Step = Callable[[Tensor, dict[str, Tensor]], Tensor]
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sdrt.bench.baseline.kv_cache import EvictedCache, RolledCache
 from sdrt.bench.baseline.rope import apply_rope, rope_tables
-from sdrt.engine.config import DitConfig
+from sdrt.engine.preset.preset import DitConfig
 
 
 class RmsNorm(nn.Module):

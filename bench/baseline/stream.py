@@ -9,13 +9,13 @@ from torch import Tensor
 from sdrt.bench.baseline.coder import CODERS, load_public, to_host
 from sdrt.bench.baseline.dit import CausalWanDit
 from sdrt.bench.baseline.kv_cache import EvictedCache, RolledCache
-from sdrt.engine import dit_weights
-from sdrt.engine.config import Preset
-from sdrt.engine.schedule import add_noise, denoise_timesteps, flow_table, nearest_sigma
-from sdrt.engine.weights import Source
-from sdrt.export.pipeline import DTYPES
+from sdrt.engine.dit import weights as dit_weights
+from sdrt.engine.preset.preset import Preset
+from sdrt.engine.solvers.schedule import add_noise, denoise_timesteps, flow_table, nearest_sigma
+from sdrt.engine.weights.source import Source
+from sdrt.export.plan.pipeline import DTYPES
 from sdrt.runtime.chunk import Chunk
-from sdrt.runtime.timing import make_clock
+from sdrt.runtime.measure.timing import make_clock
 
 FULL_MOTION = 0.2
 """Difference of neighbouring frames, root mean square, that counts as the most motion."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdrt.engine.config import TaehvConfig
+from sdrt.engine.preset.preset import TaehvConfig
 
 Caches = dict[str, Tensor]
 """Layer name -> the last frame that a memory block saw, ``[1, C, H, W]``."""

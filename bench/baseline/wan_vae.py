@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdrt.engine.config import WanVaeConfig
-from sdrt.engine.wan_vae_layers import decoder_chain, encoder_chain
+from sdrt.engine.preset.preset import WanVaeConfig
+from sdrt.engine.wan_vae.layers import decoder_chain, encoder_chain
 
 Caches = dict[str, Tensor]
 """Layer name -> the last frames of what it saw, ``[1, C, 1 or 2, H, W]``."""

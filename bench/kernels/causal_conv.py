@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from sdrt.bench.kernels.harness import graph_us
-from sdrt.kernels.accuracy import relative_error
 from sdrt.kernels.causal_conv import causal_conv, pack_upsample_weight, pack_weight
 from sdrt.kernels.dispatch import references
+from sdrt.kernels.measure import relative_error
 
 FRAMES = 4
 

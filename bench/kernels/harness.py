@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from sdrt.kernels.graph import capture, replay_ms
+from sdrt.kernels.measure import capture, replay_ms
 
 REPEATS = 30
 

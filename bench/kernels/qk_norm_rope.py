@@ -5,8 +5,8 @@ from functools import partial
 import torch
 
 from sdrt.bench.kernels.harness import copy_tb_s, graph_us, report
-from sdrt.kernels.accuracy import relative_error
 from sdrt.kernels.dispatch import references
+from sdrt.kernels.measure import relative_error
 from sdrt.kernels.qk_norm_rope import qk_norm_rope
 
 TOKENS = 1560

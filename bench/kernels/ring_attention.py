@@ -5,8 +5,8 @@ from functools import partial
 import torch
 
 from sdrt.bench.kernels.harness import graph_us
-from sdrt.kernels.accuracy import relative_error
 from sdrt.kernels.dispatch import references
+from sdrt.kernels.measure import relative_error
 from sdrt.kernels.ring_attention import implementations, ring_attention
 
 # name, rows, queries, keys, heads, valid keys of each row

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from sdrt.bench.kernels.harness import copy_tb_s, graph_us, report
-from sdrt.engine.causal_conv import FUSED
-from sdrt.engine.config import TaehvConfig
-from sdrt.engine.taehv import FIRST, LAST, TaehvDecoder, TaehvEncoder
-from sdrt.kernels.accuracy import relative_error
+from sdrt.engine.convs import FUSED
+from sdrt.engine.preset.preset import TaehvConfig
+from sdrt.engine.taehv.model import FIRST, LAST, TaehvDecoder, TaehvEncoder
+from sdrt.kernels.measure import relative_error
 from sdrt.kernels.triton import conv_relu_pool, relu_conv
 
 FRAMES, HEIGHT, WIDTH = 4, 480, 832

@@ -12,9 +12,9 @@ def make_result(
     stages: dict[str, float] | None = None, steps: int = 60, noise: float = 0.02, seed: int = 0
 ) -> dict[str, Any]:
     """Return a result whose steady stage times scatter around ``stages`` by ``noise``."""
-    from sdrt.bench.measure import Record, as_dicts, summarise
+    from sdrt.bench.measure.stream import Record, as_dicts, summarise
     from sdrt.bench.scenarios import describe, preset_hash
-    from sdrt.engine.config import load, to_dict
+    from sdrt.engine.preset.preset import load, to_dict
 
     rng = np.random.default_rng(seed)
     means = STAGES | (stages or {})

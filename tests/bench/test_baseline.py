@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from sdrt.bench.baseline.stream import ReferenceStream
-from sdrt.bench.eager import eager_session
-from sdrt.bench.frames import chunks_for
-from sdrt.engine.config import load
-from sdrt.engine.weights import open_source
+from sdrt.bench.measure.eager import eager_session
+from sdrt.bench.measure.frames import chunks_for
+from sdrt.engine.preset.preset import load
+from sdrt.engine.weights.source import open_source
 
 SMALL = [
     *("dit.dim=48", "dit.num_heads=4", "dit.ffn_dim=64", "dit.num_layers=3", "dit.freq_dim=16"),

@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 from sdrt.bench.cli import app
 from sdrt.bench.scenarios import SCENARIOS, ScenarioError, check, find, matching, preset_hash
-from sdrt.engine.config import to_dict
+from sdrt.engine.preset.preset import to_dict
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

@@ -19,19 +19,19 @@ from rich.console import Console
 from safetensors import SafetensorError
 from typer.testing import CliRunner, Result
 
-from sdrt.engine.config import from_dict, load, preset_names
-from sdrt.engine.weights import WeightsError, open_source
+from sdrt.engine.preset.preset import from_dict, load, preset_names
+from sdrt.engine.weights.source import WeightsError, open_source
 from sdrt.export import build as builder
-from sdrt.export import compile as compiling
 from sdrt.export import store
 from sdrt.export.build import build
 from sdrt.export.cli import app
 from sdrt.export.folder import alone
-from sdrt.export.inductor import CompileError
-from sdrt.export.pipeline import Pipeline
+from sdrt.export.inductor import backend as compiling
+from sdrt.export.inductor.package import CompileError
+from sdrt.export.plan.pipeline import Pipeline
 from sdrt.export.progress import Progress
 from sdrt.export.request import BuildError, Request, build_key, default_folder, parse_ranges
-from sdrt.runtime.manifest import read_manifest
+from sdrt.runtime.directory.manifest import read_manifest
 from sdrt.runtime.session import Session
 
 PACKAGES = len(Pipeline(load("tiny"), ((0, 8),), "cpu").plan().packages)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sdrt.engine.config import PRESETS
+from sdrt.engine.preset.preset import PRESETS
 from sdrt.export import cli
 from sdrt.export.options import Options
 

@@ -15,7 +15,7 @@ import torch
 
 from sdrt.runtime import cli, demo
 from sdrt.runtime.chunk import Chunk
-from sdrt.runtime.manifest import (
+from sdrt.runtime.directory.manifest import (
     SCHEMA_VERSION,
     DeviceSpec,
     Manifest,
@@ -24,10 +24,10 @@ from sdrt.runtime.manifest import (
     WeightsSpec,
     write_manifest,
 )
+from sdrt.runtime.measure.stats import STAGES
 from sdrt.runtime.session import Session, SessionError
-from sdrt.runtime.stats import STAGES
-from sdrt.runtime.video import open_input
-from sdrt.runtime.video_writer import FrameWriter
+from sdrt.runtime.video.reader import open_input
+from sdrt.runtime.video.writer import FrameWriter
 
 HEIGHT, WIDTH = 32, 48
 STEPS = 3
@@ -109,7 +109,7 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> list[FakeSession]:
     opened: list[FakeSession] = []
 
     def fake_open(directory: Path, device: str | None = None, overlap: bool = True) -> FakeSession:
-        from sdrt.runtime.manifest import read_manifest
+        from sdrt.runtime.directory.manifest import read_manifest
 
         opened.append(FakeSession(read_manifest(Path(directory)), device, overlap))
         return opened[-1]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from sdrt.runtime.demo import sample_clip
-from sdrt.runtime.stats import STAGES
-from sdrt.runtime.video import open_input
-from sdrt.runtime.video_writer import FrameWriter
+from sdrt.runtime.measure.stats import STAGES
+from sdrt.runtime.video.reader import open_input
+from sdrt.runtime.video.writer import FrameWriter
 
 HEIGHT, WIDTH = 128, 224
 

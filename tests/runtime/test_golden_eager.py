@@ -2,7 +2,7 @@
 
 import pytest
 
-from sdrt.bench.eager import eager_session
+from sdrt.bench.measure.eager import eager_session
 
 CASES = (
     "sdv2_stream_batch",

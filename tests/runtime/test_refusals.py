@@ -10,10 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdrt.runtime import cli, program
-from sdrt.runtime.manifest import MANIFEST_NAME, SCHEMA_VERSION, ManifestError, read_manifest
+from sdrt.runtime import cli
+from sdrt.runtime.directory.manifest import (
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    ManifestError,
+    read_manifest,
+)
+from sdrt.runtime.programs import aoti as program
 from sdrt.runtime.session import Session
-from sdrt.runtime.video_writer import FrameWriter
+from sdrt.runtime.video.writer import FrameWriter
 
 
 @pytest.fixture

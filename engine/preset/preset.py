@@ -1,0 +1,300 @@
+"""Presets: the typed, validated description of a model and its stream, read from YAML."""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from sdrt.engine.preset.sections import (
+    DitConfig,
+    LatentConfig,
+    Problem,
+    RuleError,
+    ScheduleConfig,
+    Section,
+    StreamConfig,
+    TaehvConfig,
+    WanVaeConfig,
+    WeightsConfig,
+)
+
+__all__ = [
+    "PRESETS",
+    "ConfigError",
+    "DitConfig",
+    "LatentConfig",
+    "Preset",
+    "ScheduleConfig",
+    "StreamConfig",
+    "TaehvConfig",
+    "WanVaeConfig",
+    "WeightsConfig",
+    "dump",
+    "from_dict",
+    "load",
+    "preset_names",
+    "to_dict",
+]
+
+PRESETS = Path(__file__).parents[2] / "configs"
+"""The folder of the presets that ship with the package."""
+
+
+class ConfigError(ValueError):
+    """A preset that cannot be used; the message has one line per problem."""
+
+
+class Preset(Section):
+    """Everything that an engine directory is built from, weights aside."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Names the preset and its engine directory."""
+    flow: Literal["stream-batch", "rollout"]
+    """How AR steps denoise: row i at step i, or all steps of a chunk in turn."""
+    precision: Literal["fp32", "bf16", "fp16"]
+    """Type of weights and activations."""
+    dit: DitConfig
+    """The diffusion transformer."""
+    stream: StreamConfig
+    """Picture size, chunk and window."""
+    schedule: ScheduleConfig
+    """Noise levels."""
+    encoder: Literal["wan-vae", "taehv", "none"]
+    """What turns input frames into latents; none: text to video."""
+    decoder: Literal["wan-vae", "taehv"]
+    """What turns latents into output frames."""
+    wan_vae: WanVaeConfig = WanVaeConfig()
+    """The Wan VAE, where it is used."""
+    taehv: TaehvConfig = TaehvConfig()
+    """TAEHV, where it is used."""
+    latents: LatentConfig
+    """Normalisation of the latents."""
+    text: Literal["umt5", "hashed-words"]
+    """What turns the prompt into rows."""
+    weights: WeightsConfig = WeightsConfig()
+    """Where the weights come from unless the builder is told."""
+
+    @property
+    def effective_sink_frames(self) -> int:
+        """Slots of the ring that new frames do not overwrite.
+
+        In stream-batch the queue of overwritten slots starts at frame 3, as in the reference, so
+        a sink below 3 behaves as 3.
+        """
+        sink = self.stream.sink_frames
+        return max(3, sink) if self.flow == "stream-batch" else sink
+
+    @property
+    def first_chunk_latent_frames(self) -> int:
+        """Latent frames of the first chunk; in stream-batch it has one more than the others."""
+        return self.stream.chunk_latent_frames + (self.flow == "stream-batch")
+
+    @property
+    def first_chunk_frames(self) -> int:
+        """Pixel frames of the first chunk: its first latent frame stands for one."""
+        return 4 * self.first_chunk_latent_frames - 3
+
+    def problems(self) -> Iterator[Problem]:
+        flow_rules = {
+            "stream-batch": self._stream_batch_problems,
+            "rollout": self._rollout_problems,
+        }
+        yield from flow_rules[self.flow]()
+        coders = {self.encoder, self.decoder}
+        channels = self.dit.in_dim
+        if "wan-vae" in coders and self.wan_vae.z_dim != channels:
+            yield "wan_vae.z_dim", self.wan_vae.z_dim, f"must equal dit.in_dim = {channels}"
+        if "taehv" in coders and self.taehv.latent_channels != channels:
+            value = self.taehv.latent_channels
+            yield "taehv.latent_channels", value, f"must equal dit.in_dim = {channels}"
+        normalisers = {"normalise_encoder": self.encoder, "denormalise_decoder": self.decoder}
+        for key, coder in normalisers.items():
+            applied = getattr(self.latents, key)
+            if applied and coder != "wan-vae":
+                rule = f"must be false with {coder!r} there: the mean and std are the Wan VAE's"
+                yield f"latents.{key}", True, rule
+            elif applied and channels != 16:
+                rule = f"must be false unless dit.in_dim = {channels} is 16, Wan's channels"
+                yield f"latents.{key}", True, rule
+        if self.text == "umt5" and self.dit.text_dim != 4096:
+            yield "dit.text_dim", self.dit.text_dim, "must be 4096 with text = umt5"
+        if self.text == "umt5" and self.dit.text_len > 512:
+            yield "dit.text_len", self.dit.text_len, "must be at most 512 with text = umt5"
+
+    def _stream_batch_problems(self) -> Iterator[Problem]:
+        stream, schedule = self.stream, self.schedule
+        if stream.chunk_latent_frames != 1:
+            value = stream.chunk_latent_frames
+            yield "stream.chunk_latent_frames", value, "must be 1 with flow = stream-batch"
+        if self.encoder == "none":
+            rule = "must be wan-vae or taehv with flow = stream-batch (video to video)"
+            yield "encoder", self.encoder, rule
+        if schedule.noise_scale is None:
+            rule = "must be a number in (0, 1] with flow = stream-batch"
+            yield "schedule.noise_scale", None, rule
+        if stream.window_frames < 4:
+            rule = "must be at least 4 with flow = stream-batch (overwriting starts at frame 3)"
+            yield "stream.window_frames", stream.window_frames, rule
+        if schedule.clean_pass:
+            yield "schedule.clean_pass", True, "must be false with flow = stream-batch"
+
+    def _rollout_problems(self) -> Iterator[Problem]:
+        stream, schedule = self.stream, self.schedule
+        if self.encoder != "none":
+            yield "encoder", self.encoder, "must be none with flow = rollout (text to video)"
+        if schedule.noise_scale is not None:
+            value = schedule.noise_scale
+            yield "schedule.noise_scale", value, "must be null with flow = rollout"
+        smallest = stream.sink_frames + stream.chunk_latent_frames
+        if stream.window_frames < smallest:
+            rule = f"must be at least sink_frames + chunk_latent_frames = {smallest}"
+            yield "stream.window_frames", stream.window_frames, rule
+        if stream.sink_refresh_threshold >= 0:
+            value = stream.sink_refresh_threshold
+            rule = "must be negative (off) with flow = rollout"
+            yield "stream.sink_refresh_threshold", value, rule
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets that ship with the package, sorted."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def load(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Preset:
+    """Read a preset and check it.
+
+    Args:
+        name_or_path: a name out of ``preset_names()``, or the path of a YAML file.
+        overrides: ``key=value`` with a dotted key and a YAML value: ``stream.height=256``.
+    Raises:
+        ConfigError: no such preset, not YAML, or broken rules (one line each).
+    """
+    path = _find(str(name_or_path))
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"preset {path.stem}: cannot read {path}: {reason}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"preset {path.stem}: {path} must hold a YAML mapping of settings")
+    for override in overrides:
+        _override(data, override, path.stem)
+    return from_dict(data, path.stem)
+
+
+def from_dict(data: Mapping[str, Any], name: str | None = None) -> Preset:
+    """Check plain values, as ``to_dict`` or YAML gives them.
+
+    Args:
+        data: the settings, sections nested.
+        name: what messages call the preset; its own ``name`` unless given.
+    Raises:
+        ConfigError: broken rules, one line each.
+    """
+    try:
+        return Preset.model_validate(data)
+    except ValidationError as error:
+        title = f"preset {name or data.get('name', '?')}"
+        lines = [f"{title}: {key}: {rule}" for key, rule in _describe(error)]
+        raise ConfigError("\n".join(lines)) from error
+
+
+def to_dict(preset: Preset) -> dict[str, Any]:
+    """Return the preset as plain values for JSON; ``from_dict`` reads them back."""
+    return preset.model_dump(mode="json")
+
+
+def dump(preset: Preset) -> str:
+    """Return the preset as YAML, every default written out; ``load`` reads it back."""
+    return yaml.safe_dump(to_dict(preset), sort_keys=False, default_flow_style=None)
+
+
+def _find(name_or_path: str) -> Path:
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        if not path.is_file():
+            raise ConfigError(f"preset file {path}: no such file")
+        return path
+    if name_or_path not in preset_names():
+        known = ", ".join(preset_names())
+        raise ConfigError(
+            f"preset {name_or_path}: unknown; use one of {known}, or the path of a .yaml file"
+        )
+    return PRESETS / f"{name_or_path}.yaml"
+
+
+def _override(data: dict[str, Any], override: str, name: str) -> None:
+    """Apply one ``key=value`` to the settings read from YAML."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"preset {name}: override {override!r}: must be key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"preset {name}: override {override!r}: value is not YAML") from error
+    section: type[Section] | None = Preset
+    for part in parts:
+        if section is None or part not in section.model_fields:
+            shown = f"{'.'.join(parts)} = {_show(value)}"
+            raise ConfigError(f"preset {name}: {shown}: {_unknown(parts)}")
+        section = _section(section.model_fields[part].annotation)
+    for part in parts[:-1]:
+        data = data.setdefault(part, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"preset {name}: {part} = {_show(data)}: must be a mapping")
+    data[parts[-1]] = value
+
+
+def _section(annotation: Any) -> type[Section] | None:
+    """Return a field's type if that is a section."""
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def _keys(section: type[Section], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of all values of a section."""
+    for name, field in section.model_fields.items():
+        if inner := _section(field.annotation):
+            yield from _keys(inner, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _unknown(parts: list[str]) -> str:
+    """Say that a dotted key does not exist, and what it may have meant."""
+    keys = list(_keys(Preset))
+    close = [key for key in keys if key.split(".")[-1] == parts[-1]]
+    close = close or difflib.get_close_matches(".".join(parts), keys, n=3)
+    return "unknown key" + (f"; did you mean {' or '.join(close)}?" if close else "")
+
+
+def _describe(error: ValidationError) -> Iterator[tuple[str, str]]:
+    """Yield ``key = value`` and the rule for each problem that pydantic found."""
+    for item in error.errors():
+        location = [str(part) for part in item["loc"]]
+        context = item.get("ctx", {})
+        if isinstance(cause := context.get("error"), RuleError):
+            for key, value, rule in cause.problems:
+                yield f"{'.'.join([*location, key])} = {_show(value)}", rule
+            continue
+        key = f"{'.'.join(location)} = {_show(item['input'])}"
+        match item["type"]:
+            case "missing":
+                yield ".".join(location), "is missing"
+            case "extra_forbidden":
+                yield key, _unknown(location)
+            case "multiple_of":
+                yield key, f"must be divisible by {context['multiple_of']}"
+            case "model_type":
+                yield key, "must be a mapping of settings"
+            case _:
+                yield key, re.sub(r"^\w+ should", "must", item["msg"])
+
+
+def _show(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)

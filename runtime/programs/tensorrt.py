@@ -1,0 +1,244 @@
+"""TensorRT plans behind the interface of a package: ``tensorrt`` 10, 11 and ``tensorrt_rtx``."""
+
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdrt.runtime.directory.manifest import EngineSpec, ManifestError, PackageSpec
+
+ALIGNMENT = 256
+"""Bytes that TensorRT wants its device memory aligned to."""
+
+
+class PlanRunError(RuntimeError):
+    """A plan did not run; TensorRT's own message says why."""
+
+
+def import_library(engine: EngineSpec) -> Any:
+    """Return the TensorRT package that a plan was built with.
+
+    Raises:
+        ManifestError: it is not installed, or of another version (both are named).
+    """
+    package = engine.library.replace("_", "-")
+    wanted = f"{engine.library} {engine.version}"
+    try:
+        library = importlib.import_module(engine.library)
+    except ImportError:
+        raise ManifestError(
+            f"the plans need {wanted}, which is not installed: pip install "
+            f"{package}=={engine.version}"
+        ) from None
+    if library.__version__ != engine.version:
+        raise ManifestError(
+            f"the plans need {wanted}, this is {engine.library} {library.__version__}: "
+            f"pip install {package}=={engine.version}, or build the engine again"
+        )
+    return library
+
+
+class Activations:
+    """Device memory that the plans of a session share: they never run at once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._memory = torch.empty(0, dtype=torch.uint8, device=device)
+
+    def reserve(self, size: int) -> None:
+        """Make room for ``size`` bytes; before any program uses the memory."""
+        if size > self.size:
+            self._memory = torch.empty(size + ALIGNMENT, dtype=torch.uint8, device=self._device)
+
+    @property
+    def size(self) -> int:
+        """Bytes that may be used."""
+        return max(0, self._memory.numel() - ALIGNMENT)
+
+    @property
+    def address(self) -> int:
+        """Where they start."""
+        return -(-self._memory.data_ptr() // ALIGNMENT) * ALIGNMENT
+
+
+class TensorRtProgram:
+    """A plan over the caller's tensors.
+
+    Every tensor lies where its argument lies; a K/V cache goes in and out at one address and is
+    updated in place. New values of other states must not lie on the old ones, which the plan
+    still reads: they go to a bank of the program's own and are copied over afterwards, on the
+    same stream, so that a captured graph holds the copy too.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        context: Any,
+        package: PackageSpec,
+        banks: Sequence[Tensor],
+        cache: "JitCache | None" = None,
+        owners: Sequence[Any] = (),
+    ) -> None:
+        """Wrap an execution context.
+
+        Args:
+            banks: one tensor for each of the package's banks, in its argument's strides.
+            cache: what the context compiles into.
+            owners: what must live as long as the context.
+        """
+        assert package.engine is not None
+        self._name, self._context, self._engine = name, context, package.engine
+        self.cache, self._owners = cache, owners
+        self._banks = list(zip(package.engine.banks, banks, strict=True))
+        for (tensor, _), bank in self._banks:
+            context.set_tensor_address(tensor, bank.data_ptr())
+
+    def run(self, arguments: Sequence[Tensor]) -> None:
+        """Run once on the current stream, which must not be the default one.
+
+        Raises:
+            PlanRunError: TensorRT refuses.
+        """
+        for tensor, index in self._engine.addresses:
+            if not self._context.set_tensor_address(tensor, arguments[index].data_ptr()):
+                raise PlanRunError(f"plan {self._name}: has no tensor {tensor}")
+        stream = torch.cuda.current_stream(arguments[0].device).cuda_stream
+        if not self._context.execute_async_v3(stream):
+            raise PlanRunError(f"plan {self._name}: TensorRT did not run it; see its log")
+        for (_, index), bank in self._banks:
+            arguments[index].copy_(bank)
+
+
+def keep_compiled(programs: Iterable[object]) -> None:
+    """Store what plans were compiled to for this card, once all have run."""
+    caches = {p.cache for p in programs if isinstance(p, TensorRtProgram) and p.cache is not None}
+    for cache in caches:
+        cache.save()
+
+
+def load_plans(
+    directory: Path, packages: Mapping[str, PackageSpec], device: torch.device
+) -> dict[str, TensorRtProgram]:
+    """Load plans onto a GPU; they share memory, so one runs at a time.
+
+    Raises:
+        ManifestError: the library is missing or refuses a plan.
+    """
+    engines: dict[str, Any] = {}
+    first = next(iter(packages.values())).engine
+    assert first is not None
+    library = import_library(first)
+    logger = library.Logger(library.Logger.WARNING)
+    runtime = library.Runtime(logger)
+    with torch.cuda.device(device):
+        for name, package in packages.items():
+            engine = runtime.deserialize_cuda_engine((directory / package.file).read_bytes())
+            if engine is None:
+                raise ManifestError(
+                    f"{directory}: plan {name} does not load on {_name(device)}; see TensorRT's "
+                    "message above, and build the engine again for this card"
+                )
+            engines[name] = engine
+        activations = Activations(device)
+        activations.reserve(max(engine.device_memory_size_v2 for engine in engines.values()))
+        scratch = _Scratch(device, packages)
+        cache = JitCache(directory, library, device)
+        programs = {}
+        for name, engine in engines.items():
+            context = _context(library, engine, cache)
+            context.set_device_memory(activations.address, activations.size)
+            banks, owners = scratch.banks(packages[name]), (runtime, engine, activations)
+            programs[name] = TensorRtProgram(name, context, packages[name], banks, cache, owners)
+    return programs
+
+
+class _Scratch:
+    """Memory for the banks, shared by all plans: a bank is read back before the next plan runs."""
+
+    def __init__(self, device: torch.device, packages: Mapping[str, PackageSpec]) -> None:
+        size = max(sum(map(_bytes, self._specs(package))) for package in packages.values())
+        self._memory = torch.empty(size, dtype=torch.uint8, device=device)
+
+    def banks(self, package: PackageSpec) -> list[Tensor]:
+        """Return one tensor a bank of the package."""
+        banks, offset = [], 0
+        for spec in self._specs(package):
+            dtype = getattr(torch, spec.dtype)
+            part = self._memory[offset : offset + _bytes(spec)].view(dtype)
+            banks.append(torch.as_strided(part, spec.shape, spec.stride))
+            offset += _bytes(spec)
+        return banks
+
+    @staticmethod
+    def _specs(package: PackageSpec) -> list:
+        assert package.engine is not None
+        return [package.arguments[index] for _, index in package.engine.banks]
+
+
+def _bytes(spec) -> int:
+    """Return the room of a tensor, rounded up to the alignment."""
+    elements = 1
+    for size in spec.shape:
+        elements *= size
+    size = elements * getattr(torch, spec.dtype).itemsize
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+class JitCache:
+    """What ``tensorrt_rtx`` compiled for this card, kept in the engine directory.
+
+    Its file is keyed to library version and card; TensorRT itself checks driver and compiler, and
+    starts anew where they differ. Written by the library's documentation; not executed so far.
+    """
+
+    def __init__(self, directory: Path, library: Any, device: torch.device) -> None:
+        major, minor = torch.cuda.get_device_capability(device)
+        card = _name(device).lower().replace(" ", "-").replace("/", "-")
+        name = f"{library.__name__}-{library.__version__}--sm_{major}{minor}--{card}.bin"
+        self.path = directory / "jit" / name
+        self._cache: Any = None
+        self._stored = b""
+
+    def attach(self, config: Any) -> None:
+        """Make a context's runtime configuration use the cache; all contexts share one."""
+        if not hasattr(config, "create_runtime_cache"):
+            return  # full TensorRT compiles when it builds
+        if self._cache is None:
+            self._cache = config.create_runtime_cache()
+            if self.path.is_file():
+                self._stored = self.path.read_bytes()
+                self._cache.deserialize(self._stored)
+        config.set_runtime_cache(self._cache)
+
+    def save(self) -> None:
+        """Write what was compiled since; a directory that cannot be written is left as it is."""
+        if self._cache is None:
+            return
+        blob = bytes(self._cache.serialize())
+        if blob == self._stored:
+            return
+        try:
+            self.path.parent.mkdir(exist_ok=True)
+            scratch = self.path.with_suffix(".tmp")
+            scratch.write_bytes(blob)
+            scratch.rename(self.path)
+        except OSError:
+            return
+
+
+def _context(library: Any, engine: Any, cache: JitCache) -> Any:
+    """Return an execution context whose memory the caller provides."""
+    strategy = library.ExecutionContextAllocationStrategy.USER_MANAGED
+    if not hasattr(engine, "create_runtime_config"):  # TensorRT below 10.13
+        return engine.create_execution_context(strategy)
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(strategy)
+    cache.attach(config)
+    return engine.create_execution_context(config)
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device)
