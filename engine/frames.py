@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from sdrt.engine.module import StageModule
+from sdrt.engine.module import PackageModule
 
 FULL_MOTION = 0.2
 """Difference between neighbouring frames (root mean square of pixels) that counts as the most."""
 
 
-class FramesToPixels(StageModule):
+class FramesToPixels(PackageModule):
     """Turns frames into the pixels that an encoder takes."""
 
     def __init__(self, signed: bool, dtype: torch.dtype) -> None:
@@ -25,7 +25,7 @@ class FramesToPixels(StageModule):
         return pixels.to(self.dtype)
 
 
-class PixelsToFrames(StageModule):
+class PixelsToFrames(PackageModule):
     """Turns the pixels that a decoder gives into frames."""
 
     def __init__(self, signed: bool) -> None:
@@ -59,7 +59,7 @@ def motion_noise_scale(pixels: Tensor, scale: Tensor, initial: float) -> Tensor:
     return (initial - 0.1 * motion) * 0.9 + scale * 0.1
 
 
-class MotionNoise(StageModule):
+class MotionNoise(PackageModule):
     """Chooses how much noise a chunk of input frames gets, and the timestep that goes with it."""
 
     def __init__(

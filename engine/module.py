@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 
-class StageModule(nn.Module):
-    """A module that a stage is compiled from.
+class PackageModule(nn.Module):
+    """A module that a package is compiled from.
 
     ``forward`` takes its inputs and, where the module has any, a keyword ``states``: tensors by
     name that it reads and overwrites in place. The module itself holds weights only, so that one

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from sdrt.engine.frames import FramesToPixels, MotionNoise
-from sdrt.engine.module import StageModule
+from sdrt.engine.module import PackageModule
 from sdrt.engine.wan_vae.model import denormalise, normalise
 
 
-class Intake(StageModule):
+class Intake(PackageModule):
     """Frames to pixels, and the noise scale that the chunk's motion asks for."""
 
     def __init__(self, pixels: FramesToPixels, motion: MotionNoise) -> None:
@@ -33,10 +33,10 @@ class Intake(StageModule):
         return pixels, scale, timestep.float()
 
 
-class LatentEncoder(StageModule):
+class LatentEncoder(PackageModule):
     """An encoder, and the normalisation that the preset asks for."""
 
-    def __init__(self, encoder: StageModule, normalised: bool) -> None:
+    def __init__(self, encoder: PackageModule, normalised: bool) -> None:
         super().__init__()
         self.model, self.normalised = encoder, normalised
 
@@ -49,10 +49,10 @@ class LatentEncoder(StageModule):
         return normalise(latents) if self.normalised else latents
 
 
-class LatentDecoder(StageModule):
+class LatentDecoder(PackageModule):
     """A decoder, and the de-normalisation that the preset asks for."""
 
-    def __init__(self, decoder: StageModule, denormalised: bool) -> None:
+    def __init__(self, decoder: PackageModule, denormalised: bool) -> None:
         super().__init__()
         self.model, self.denormalised = decoder, denormalised
 
@@ -65,7 +65,7 @@ class LatentDecoder(StageModule):
         return self.model(denormalise(latents) if self.denormalised else latents, states=states)
 
 
-class MixNoise(StageModule):
+class MixNoise(PackageModule):
     """Noise a chunk of latents as StreamDiffusionV2 does: ``noise a + latent (1 - a)``."""
 
     def forward(self, latents: Tensor, noise: Tensor, noise_scale: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class MixNoise(StageModule):
         return (noise * noise_scale + latents * (1 - noise_scale)).unsqueeze(0)
 
 
-class ShiftRows(StageModule):
+class ShiftRows(PackageModule):
     """Move the stream batch on by one denoise step and let the new chunk in at row 0."""
 
     def __init__(self, batch: int) -> None:

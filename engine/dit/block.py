@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sdrt.engine.dit.ring import queue_length, refresh_slot, ring_rows
-from sdrt.engine.module import StageModule
+from sdrt.engine.module import PackageModule
 from sdrt.engine.preset.preset import DitConfig
 from sdrt.kernels.linear_gelu import linear_gelu
 from sdrt.kernels.qk_norm_rope import qk_norm_rope, split_norm_rope
@@ -57,7 +57,7 @@ class CrossAttention(nn.Module):
         self.norm_q = RMSNorm(config.dim, config.eps)
 
 
-class RingBlock(StageModule):
+class RingBlock(PackageModule):
     """What every block does first: its self-attention's K and V go into the ring."""
 
     def __init__(
@@ -264,7 +264,7 @@ class DitKeys(RingBlock):
         return ()
 
 
-class CrossKV(StageModule):
+class CrossKV(PackageModule):
     """Cross-attention keys and values of one layer: they depend on the prompt only."""
 
     def __init__(self, config: DitConfig) -> None:

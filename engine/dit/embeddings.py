@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from sdrt.engine.dit.ring import ring_rows, ring_slots, valid_tokens
-from sdrt.engine.module import StageModule
+from sdrt.engine.module import PackageModule
 from sdrt.engine.preset.preset import DitConfig
 from sdrt.engine.solvers.schedule import add_noise, flow_table, nearest_sigma
 from sdrt.kernels.residual_norm import Modulation, modulated_norm
 
 
-class DitIn(StageModule):
+class DitIn(PackageModule):
     """Everything of one DiT pass that comes before the blocks."""
 
     plane_cos: Tensor
@@ -122,7 +122,7 @@ class DitHead(nn.Module):
         return flow.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
 
 
-class DitOut(StageModule):
+class DitOut(PackageModule):
     """Head, flow to x0, and re-noising to the next denoise step."""
 
     sigmas: Tensor
@@ -157,7 +157,7 @@ class DitOut(StageModule):
         return add_noise(x0, noise, next_sigma)
 
 
-class TextEmbedding(StageModule):
+class TextEmbedding(PackageModule):
     """Project prompt embeddings to the DiT's width."""
 
     def __init__(self, config: DitConfig) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sdrt.engine.convs import FUSED, Forms, channels_last, empty_channels_last
-from sdrt.engine.module import StageModule
+from sdrt.engine.module import PackageModule
 from sdrt.engine.preset.preset import TaehvConfig
 from sdrt.engine.taehv.layers import (
     BLOCKS_PER_LEVEL,
@@ -31,7 +31,7 @@ class TaehvError(ValueError):
     """Sizes that TAEHV cannot have."""
 
 
-class _Coder(StageModule):
+class _Coder(PackageModule):
     """What encoder and decoder share: running the layers, and the memory blocks' states."""
 
     def __init__(self, part: str, layers: nn.ModuleList, sizes: list[tuple[int, int]]) -> None:

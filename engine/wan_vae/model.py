@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sdrt.engine.convs import CausalConv, Conv, Forms, zero_histories
-from sdrt.engine.module import StageModule
+from sdrt.engine.module import PackageModule
 from sdrt.engine.preset.preset import WanVaeConfig
 from sdrt.engine.wan_vae.blocks import Middle, causal_conv
 from sdrt.engine.wan_vae.chain import Chain, decoder_layers, encoder_layers, make_head
@@ -30,7 +30,7 @@ class WanVaeError(ValueError):
     """Sizes that the Wan VAE cannot take."""
 
 
-class _Coder(StageModule):
+class _Coder(PackageModule):
     """What encoder and decoder share: the states."""
 
     frames: int

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sdrt.engine.module import StageModule
+from sdrt.engine.module import PackageModule
 from sdrt.runtime.directory.manifest import (
     Backend,
     BufferKind,
@@ -27,7 +27,7 @@ class FlatModule(nn.Module):
     Weights are arguments too, so one package serves every layer and a package holds code only.
     """
 
-    def __init__(self, module: StageModule, inputs: int, outputs: int) -> None:
+    def __init__(self, module: PackageModule, inputs: int, outputs: int) -> None:
         super().__init__()
         self._hidden = [module]  # in a list, so that its parameters are not registered here
         self.inputs, self.outputs = inputs, outputs
@@ -35,7 +35,7 @@ class FlatModule(nn.Module):
         self.weight_names = list(module.state_dict())
 
     @property
-    def stage(self) -> StageModule:
+    def stage(self) -> PackageModule:
         """The stage module itself."""
         return self._hidden[0]
 
@@ -109,7 +109,7 @@ class PlanBuilder:
         return name
 
     def package(
-        self, name: str, make: Callable[[], StageModule], backend: Backend = "inductor"
+        self, name: str, make: Callable[[], PackageModule], backend: Backend = "inductor"
     ) -> None:
         """Add a package, unless it is there; its arguments are known after its first call."""
         if name in self.plan.packages:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from sdrt.engine.frames import FramesToPixels, MotionNoise, PixelsToFrames
-from sdrt.engine.module import StageModule
+from sdrt.engine.module import PackageModule
 from sdrt.engine.preset.preset import Preset
 from sdrt.engine.stream import Intake, LatentDecoder, LatentEncoder, MixNoise
 from sdrt.engine.taehv.model import TaehvDecoder, TaehvEncoder
@@ -82,7 +82,7 @@ class CoderStages:
         alone = phase == "first" and self.preset.encoder == "wan-vae"
         return 4 * latent_frames - 3 if alone else 4 * latent_frames
 
-    def _encoder(self, frames: int, first: bool) -> StageModule:
+    def _encoder(self, frames: int, first: bool) -> PackageModule:
         preset, size = self.preset, (self.preset.stream.height, self.preset.stream.width)
         if preset.encoder == "wan-vae":
             return WanVaeEncoder(
@@ -90,7 +90,7 @@ class CoderStages:
             )
         return TaehvEncoder(preset.taehv, *size, frames, first, self.choices)
 
-    def _decoder(self, latent_frames: int, first: bool) -> StageModule:
+    def _decoder(self, latent_frames: int, first: bool) -> PackageModule:
         preset, size = self.preset, (self.preset.stream.height, self.preset.stream.width)
         if preset.decoder == "wan-vae":
             return WanVaeDecoder(

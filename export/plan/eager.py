@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdrt.engine.module import StageModule
+from sdrt.engine.module import PackageModule
 from sdrt.engine.preset.preset import Preset
 from sdrt.export.describe import describe
 from sdrt.export.plan.builder import Plan, PlannedPackage, as_tuple
@@ -17,7 +17,7 @@ from sdrt.runtime.programs.aoti import Program
 from sdrt.runtime.session import Session
 
 
-def with_weights(planned: PlannedPackage, weights: Mapping[str, Tensor]) -> StageModule:
+def with_weights(planned: PlannedPackage, weights: Mapping[str, Tensor]) -> PackageModule:
     """Return the stage module of a plan with its parameters in place.
 
     Args:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sdrt.engine.frames import FULL_MOTION, FramesToPixels, MotionNoise, PixelsToFrames
-from sdrt.engine.module import StageModule
+from sdrt.engine.module import PackageModule
 from sdrt.engine.stream import Intake, LatentDecoder, LatentEncoder, MixNoise
 
 FIXED_POINT = 1 << 40
@@ -68,7 +68,7 @@ class OnnxMotionNoise(MotionNoise):
         return new.float() / FIXED_POINT, whole - self.num_train_timesteps // 10
 
 
-class EncodeStage(StageModule):
+class EncodeStage(PackageModule):
     """Intake, encoder and noise."""
 
     def __init__(self, name: str, intake: Intake, encoder: LatentEncoder) -> None:
@@ -100,7 +100,7 @@ class EncodeStage(StageModule):
         return self.mix(latents, noise, scale), *timestep
 
 
-class DecodeStage(StageModule):
+class DecodeStage(PackageModule):
     """Decoder and frames."""
 
     def __init__(self, name: str, decoder: LatentDecoder, frames: PixelsToFrames) -> None:

@@ -16,7 +16,7 @@ from sdrt.engine.dit.embeddings import (
     sinusoid_frequencies,
 )
 from sdrt.engine.dit.ring import ring_slots
-from sdrt.engine.module import StageModule
+from sdrt.engine.module import PackageModule
 from sdrt.engine.stream import ShiftRows
 from sdrt.export.tensorrt.choice import RingMode
 from sdrt.kernels.qk_norm_rope import norm_rope
@@ -192,7 +192,7 @@ def _ring_attention(q: Tensor, k: Tensor, v: Tensor, valid: Tensor, ring: RingMo
     )
 
 
-class PromptRange(StageModule):
+class PromptRange(PackageModule):
     """Text embedding and the cross-attention's K and V of a range of layers, in one plan."""
 
     def __init__(self, config, first: int, last: int) -> None:
@@ -206,7 +206,7 @@ class PromptRange(StageModule):
         return tuple(tensor for layer in self.cross.values() for tensor in layer(context))
 
 
-class DitRange(StageModule):
+class DitRange(PackageModule):
     """A range of blocks; the first holds row shift and embeddings too, the last the head.
 
     A plan's weights are part of it, so everything that runs one after another is one plan.

@@ -12,7 +12,7 @@ import torch
 from onnxscript.optimizer import optimize_ir
 from torch import Tensor, nn
 
-from sdrt.engine.module import StageModule
+from sdrt.engine.module import PackageModule
 from sdrt.export.plan.builder import PlannedPackage, as_tuple
 from sdrt.export.plan.eager import with_weights
 
@@ -93,7 +93,7 @@ class OnnxStage:
 class _Functional(nn.Module):
     """A stage module without side effects: states come in and go out."""
 
-    def __init__(self, stage: StageModule, inputs: int) -> None:
+    def __init__(self, stage: PackageModule, inputs: int) -> None:
         super().__init__()
         self.stage, self.inputs = stage, inputs
         self.state_names = list(stage.states("meta"))

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from sdrt.engine.convs import FUSED
-from sdrt.engine.module import StageModule
+from sdrt.engine.module import PackageModule
 from sdrt.engine.preset.preset import TaehvConfig
 from sdrt.engine.taehv import model as taehv
 from sdrt.engine.taehv.model import FIRST, LAST, TaehvDecoder, TaehvEncoder, TaehvError
@@ -18,7 +18,7 @@ HEIGHT, WIDTH = 32, 48
 ALL_FUSED = {FIRST: FUSED, LAST: FUSED}
 
 
-def load(module: StageModule, weights: dict[str, Tensor]) -> StageModule:
+def load(module: PackageModule, weights: dict[str, Tensor]) -> PackageModule:
     """Fill a module with its own names out of ``weights``, as the stages share one file."""
     names = module.state_dict().keys()
     module.load_state_dict({name: weights[name] for name in names}, strict=True, assign=True)

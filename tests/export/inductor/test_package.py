@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sdrt.engine.module import StageModule
+from sdrt.engine.module import PackageModule
 from sdrt.export.inductor.package import CompileError, compile_package, example_arguments, options
 from sdrt.export.plan.builder import PlanBuilder, PlannedPackage
 from sdrt.runtime.directory.manifest import TensorSpec
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 WIDTH = 256
 
 
-class Memory(StageModule):
+class Memory(PackageModule):
     """A layer over its input and a running mean of what it saw."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Memory(StageModule):
         return torch.tanh(self.layer(seen.mean(dim=0, keepdim=True))), seen.sum(dim=1)
 
 
-def planned(module: type[StageModule]) -> PlannedPackage:
+def planned(module: type[PackageModule]) -> PlannedPackage:
     builder = PlanBuilder(torch.float32, channels_last_3d=False)
     builder.buffer("x", (1, WIDTH), torch.float32)
     builder.package("p", module)
@@ -119,7 +119,7 @@ def test_two_programs_share_nothing(package) -> None:
 
 
 def test_what_cannot_be_traced_is_an_error_in_one_line(tmp_path: Path) -> None:
-    class Branching(StageModule):
+    class Branching(PackageModule):
         def forward(self, x: Tensor) -> Tensor:
             return x + 1 if x.device.type == "meta" or x.sum() > 0 else x - 1
 

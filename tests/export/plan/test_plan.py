@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sdrt.engine.module import StageModule
+from sdrt.engine.module import PackageModule
 from sdrt.engine.preset.preset import Preset, load, preset_names
 from sdrt.engine.weights.source import open_source
 from sdrt.export.plan.builder import FlatModule, Plan, PlanBuilder, meta_tensor, spec_of
@@ -19,7 +19,7 @@ def plan_of(preset: Preset, *ranges: tuple[int, int], device: str = "cpu") -> Pl
     return Pipeline(preset, ranges or ((0, preset.dit.num_layers),), device).plan()
 
 
-class Scale(StageModule):
+class Scale(PackageModule):
     """Adds up what it was given, scaled."""
 
     def __init__(self) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sdrt.engine.module import StageModule
+from sdrt.engine.module import PackageModule
 from sdrt.engine.preset.preset import load
 from sdrt.engine.weights.source import open_source
 from sdrt.export.plan.builder import PlanBuilder
@@ -93,7 +93,7 @@ def test_arithmetic(dtype):
     assert quantised[4] == quantised[3]  # it saturates
 
 
-class Mlp(StageModule):
+class Mlp(PackageModule):
     """Two linears under the names that a block's have."""
 
     def __init__(self) -> None:

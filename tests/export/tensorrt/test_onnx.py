@@ -9,7 +9,7 @@ from torch import Tensor
 from sdrt.bench.measure.eager import eager_session
 from sdrt.engine.dit.embeddings import DitIn
 from sdrt.engine.frames import MotionNoise
-from sdrt.engine.module import StageModule
+from sdrt.engine.module import PackageModule
 from sdrt.engine.preset.preset import load
 from sdrt.engine.stream import LatentDecoder, LatentEncoder
 from sdrt.engine.taehv.model import TaehvDecoder, TaehvEncoder
@@ -204,7 +204,7 @@ def test_weights_keep_their_names():
     assert len(stage.caches) == 4 and stage.attentions == 4
 
 
-class Ignores(StageModule):
+class Ignores(PackageModule):
     """Does not look at its second input."""
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor
 from typer.testing import CliRunner
 
-from sdrt.engine.module import StageModule
+from sdrt.engine.module import PackageModule
 from sdrt.engine.preset.preset import load
 from sdrt.export.cli import app
 from sdrt.export.plan.builder import PlanBuilder
@@ -234,7 +234,7 @@ def test_a_crash_of_the_builder_is_an_error_message(monkeypatch, tmp_path: Path)
     monkeypatch.setattr(sys, "executable", sys.executable)
 
 
-class Doubles(StageModule):
+class Doubles(PackageModule):
     """Two times its input."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -379,7 +379,7 @@ def test_a_plan_of_more_than_two_gigabytes(tmp_path: Path):
     assert len(built) > 1 << 31 and report.fused_attentions == 8
 
 
-class Wide(StageModule):
+class Wide(PackageModule):
     """One linear of more than 2 GB."""
 
     def __init__(self) -> None:
