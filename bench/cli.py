@@ -4,9 +4,11 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
+
+from sdrt.runtime.command import CommandError, run_command
 
 # Everything heavy is imported where it is first needed: --help and refusals stay quick.
 
@@ -15,7 +17,6 @@ EngineOption = Annotated[
     list[Path], typer.Option("--engine", help="Engine directory; once for each scenario.")
 ]
 REGRESSED = 1
-REFUSED = 2
 
 
 @app.command("list")
@@ -58,31 +59,26 @@ def run(
             "once for each."
         ),
     ] = None,
-) -> None:
+) -> int:
     """Measure scenarios and write one result each; exit code 1 if a section failed."""
     from sdrt.bench.measure.stream import Length
     from sdrt.bench.run import FULL, QUICK, SECTIONS, Run
-    from sdrt.bench.scenarios import ScenarioError
-    from sdrt.engine.preset.preset import ConfigError
-    from sdrt.runtime.directory.manifest import ManifestError
 
     if unknown := set(only or ()) - set(SECTIONS):
-        _fail(f"--only {sorted(unknown)[0]}: unknown section; use one of {', '.join(SECTIONS)}")
+        raise CommandError(
+            f"--only {sorted(unknown)[0]}: unknown section; use one of {', '.join(SECTIONS)}"
+        )
     sections = frozenset(only or SECTIONS)
     effort = QUICK if quick else FULL
     if steps is not None:
         effort = replace(effort, main=Length(seconds=0, least=steps, most=steps))
     failed = False
-    try:
-        for name, directory in _pairs(names or [], engine):
-            runner = Run(directory, name, effort, sections, lambda line: print(line, flush=True))
-            result = runner.run()
-            failed |= bool(result["errors"])
-            _finish(result, out)
-    except (ManifestError, ScenarioError, ConfigError) as error:
-        _fail(str(error))
-    if failed:
-        raise typer.Exit(REGRESSED)
+    for name, directory in _pairs(names or [], engine):
+        runner = Run(directory, name, effort, sections, lambda line: print(line, flush=True))
+        result = runner.run()
+        failed |= bool(result["errors"])
+        _finish(result, out)
+    return REGRESSED if failed else 0
 
 
 def _pairs(names: list[str], engines: list[Path]) -> list[tuple[Any, Path]]:
@@ -134,18 +130,14 @@ def compare(
     variant: Annotated[
         str | None, typer.Option(help="graphs, packages, eager or compiled; else the engine's own.")
     ] = None,
-) -> None:
+) -> int:
     """Compare two results of a scenario; exit code 1 if the second is slower than accepted."""
     from rich.console import Console
     from rich.table import Table
 
-    from sdrt.bench.report.compare import CompareError
     from sdrt.bench.report.compare import compare as compare_results
 
-    try:
-        found = compare_results(_read(before), _read(after), variant)
-    except CompareError as error:
-        _fail(str(error))
+    found = compare_results(_read(before), _read(after), variant)
     view = Table("per AR step", title=f"{found.variant}, medians", title_justify="left")
     for column in ("before, ms", "after, ms", "ratio", "95 % interval", "added, ms"):
         view.add_column(column, justify="right")
@@ -161,7 +153,7 @@ def compare(
     regressions = found.regressions(tolerance / 100)
     if not regressions:
         console.print(f"no slow-down beyond {tolerance:g} %")
-        return
+        return 0
     names = ", ".join(change.name for change in regressions)
     console.print(f"slower beyond {tolerance:g} %: {names}", soft_wrap=True)
     if (culprit := found.culprit()) is not None:
@@ -170,7 +162,7 @@ def compare(
             f"({culprit.added_ms:+.3f} ms, {100 * (culprit.ratio.value - 1):+.1f} %)",
             soft_wrap=True,
         )
-    raise typer.Exit(REGRESSED)
+    return REGRESSED
 
 
 @app.command()
@@ -182,15 +174,11 @@ def report(
     plots: Annotated[bool, typer.Option(help="Draw plots (needs matplotlib).")] = True,
 ) -> None:
     """Write results as Markdown and as one self-contained HTML page."""
-    from sdrt.bench.report.plots import PlotError
     from sdrt.bench.report.report import write_report
 
-    try:
-        files = [file for path in results for file in (sorted(path.glob("*.json")) or [path])]
-        for path in write_report([_read(file) for file in files], out, plots):
-            print(f"wrote {path}")
-    except PlotError as error:
-        _fail(str(error))
+    files = [file for path in results for file in (sorted(path.glob("*.json")) or [path])]
+    for path in write_report([_read(file) for file in files], out, plots):
+        print(f"wrote {path}")
 
 
 @app.command()
@@ -202,20 +190,18 @@ def readme(
     check: Annotated[
         bool, typer.Option("--check", help="Change nothing; exit code 1 if the table is old.")
     ] = False,
-) -> None:
+) -> int:
     """Put the table of results between the README's markers."""
-    from sdrt.bench.report.readme import RESULTS, ReadmeError, insert, load_results, table
+    from sdrt.bench.report.readme import RESULTS, insert, load_results, table
 
-    try:
-        before = path.read_text()
-        after = insert(before, table(load_results(results or RESULTS)))
-    except (ReadmeError, OSError) as error:
-        _fail(str(error))
+    before = path.read_text()
+    after = insert(before, table(load_results(results or RESULTS)))
     if check and before != after:
         print(f"{path}: the table is not that of the results: run bench readme", file=sys.stderr)
-        raise typer.Exit(REGRESSED)
+        return REGRESSED
     if not check:
         path.write_text(after)
+    return 0
 
 
 @app.command()
@@ -229,15 +215,10 @@ def profile(
 
     from sdrt.bench.measure.frames import ChunkSource
     from sdrt.bench.measure.launches import kernel_tables, trace_steps
-    from sdrt.runtime.directory.manifest import ManifestError
     from sdrt.runtime.session import Session
 
-    try:
-        session = Session.open(engine)
-    except ManifestError as error:
-        _fail(str(error))
-    out.mkdir(parents=True, exist_ok=True)
-    with session:
+    with Session.open(engine) as session:
+        out.mkdir(parents=True, exist_ok=True)
         stream = session.manifest.preset["stream"]
         source = ChunkSource(stream["height"], stream["width"])
         found = trace_steps(session, source, steps, out / "trace.json")
@@ -254,21 +235,24 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        _fail(f"{path}: not a result of bench run ({error})")
+        raise CommandError(f"{path}: not a result of bench run ({error})") from None
     if not isinstance(result, dict) or result.get("schema") != SCHEMA:
-        _fail(f"{path}: not a result of this bench run (schema {SCHEMA}); measure it again")
+        raise CommandError(
+            f"{path}: not a result of this bench run (schema {SCHEMA}); measure it again"
+        )
     return result
 
 
-def _fail(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    raise typer.Exit(REFUSED)
-
-
-def main() -> None:
-    """Entry point of ``bench``."""
-    app()
+def main(arguments: list[str] | None = None) -> int:
+    """Run ``bench`` and return its exit code; 1 where something failed or became slower."""
+    return run_command(
+        app,
+        "bench",
+        arguments,
+        interrupted="interrupted: results that were announced are written",
+        out_of_memory="the GPU's memory is too small for this scenario",
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

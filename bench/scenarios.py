@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdrt.engine.preset.preset import Preset, load, to_dict
+from sdrt.kernels.errors import SdrtError
 
 
-class ScenarioError(ValueError):
+class ScenarioError(SdrtError):
     """A scenario that does not exist, or an engine that does not fit it."""
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sdrt.kernels.errors import SdrtError
 from sdrt.kernels.norm_silu_taps import norm_silu_taps
 
 TAPS = 3
@@ -23,7 +24,7 @@ ALIGNMENT = 8
 instead of 0.2 for the encoder's first layer on an H200), so stacked taps are filled up to it."""
 
 
-class CausalConvError(ValueError):
+class CausalConvError(SdrtError):
     """A form that does not exist."""
 
 

@@ -9,11 +9,13 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
+from sdrt.kernels.errors import SdrtError
+
 GRACE_S = 10
 """Seconds that a child has to end by itself once it is asked nothing more."""
 
 
-class ChildCrash(RuntimeError):
+class ChildCrash(SdrtError):
     """A child process ended without an answer."""
 
     def __init__(self, status: int) -> None:

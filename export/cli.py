@@ -2,13 +2,14 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from sdrt.export.options import Options
+from sdrt.runtime.command import CommandError, run_command
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from collections.abc import Mapping
@@ -107,40 +108,26 @@ def build_engines(
     """Compile a preset's stages for this machine into an engine directory."""
     given = dict(locals())
     del given["print_config"]
-    from sdrt.engine.preset.preset import ConfigError, dump, load
+    from sdrt.engine.preset.preset import dump, load
 
-    try:
-        resolved = load(preset, override or [])
-        if print_config:
-            typer.echo(dump(resolved), nl=False)
-            return
-    except ConfigError as error:
-        _fail(str(error))
+    resolved = load(preset, override or [])
+    if print_config:
+        typer.echo(dump(resolved), nl=False)
+        return
     _build(resolved, Options(**given))
 
 
 def _build(preset: "Preset", options: Options) -> None:
-    from sdrt.engine.preset.preset import ConfigError
-    from sdrt.engine.weights.source import WeightsError
     from sdrt.export.build import build
     from sdrt.export.progress import Progress
-    from sdrt.export.request import BuildError
-    from sdrt.export.tensorrt.choice import BackendError
-    from sdrt.export.variants import MixedError
 
     console = Console(soft_wrap=True)
-    try:
-        request = _request(preset, options)
-        packages = len(request.pipeline().plan().packages)
-        console.print(f"building {request.out} ({packages} packages, {request.machine().name})")
-        with Progress(console, packages) as progress:
-            manifest = build(request, progress)
-            seconds = progress.seconds
-    except (ConfigError, WeightsError, BuildError, BackendError, MixedError) as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on where this one stopped")
-        raise typer.Exit(130) from None
+    request = _request(preset, options)
+    packages = len(request.pipeline().plan().packages)
+    console.print(f"building {request.out} ({packages} packages, {request.machine().name})")
+    with Progress(console, packages) as progress:
+        manifest = build(request, progress)
+        seconds = progress.seconds
     if options.explain:
         _explain(console, request.out, manifest)
     _print_table(console, manifest, seconds)
@@ -155,13 +142,13 @@ def _request(preset: "Preset", options: Options) -> "Request":
     """Return what to build.
 
     Raises:
-        BuildError, BackendError, WeightsError: options that do not go together, or not here.
+        SdrtError: options that do not go together, or not here.
     """
     import torch
 
     from sdrt.engine.weights.source import open_source
     from sdrt.export.quantise.calibrate import Material
-    from sdrt.export.request import BuildError, Request, default_folder, parse_ranges
+    from sdrt.export.request import Request, default_folder, parse_ranges
     from sdrt.export.tensorrt.choice import choose_backends
     from sdrt.export.tensorrt.stages import default_ranges
 
@@ -176,7 +163,9 @@ def _request(preset: "Preset", options: Options) -> "Request":
     if options.target is not None:
         device = torch.device("cpu")  # where weights are converted; nothing runs
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise BuildError("no CUDA device is here: use --device cpu, or build on the GPU's machine")
+        raise CommandError(
+            "no CUDA device is here: use --device cpu, or build on the GPU's machine"
+        )
     return Request(
         preset,
         source,
@@ -200,7 +189,6 @@ def _settings(
 ) -> "Settings":
     """Return how TensorRT plans are built, where there are any."""
     from sdrt.export.quantise.fp8 import check_fp8, choose_groups
-    from sdrt.export.request import BuildError
     from sdrt.export.tensorrt.builder import Settings
     from sdrt.export.tensorrt.choice import architectures, choose_ring, choose_targets
 
@@ -208,7 +196,7 @@ def _settings(
     groups = choose_groups(options.fp8)
     check_fp8(groups, preset.precision, backends, targets or architectures(device))
     if options.check_onnx and set(backends.values()) == {"inductor"}:
-        raise BuildError("--check-onnx: no stage is built by TensorRT")
+        raise CommandError("--check-onnx: no stage is built by TensorRT")
     return Settings(
         targets,
         options.optimization_level,
@@ -252,40 +240,36 @@ def _print_table(console: Console, manifest, seconds: float) -> None:
 def _device(name: str | None):
     import torch
 
-    from sdrt.export.request import BuildError
-
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cuda", "cpu"):
-        raise BuildError(f"--device {name}: no such device; use cuda or cpu")
+        raise CommandError(f"--device {name}: no such device; use cuda or cpu")
     return device
 
 
 def _components(pairs: list[str]) -> dict[str, str]:
-    from sdrt.engine.weights.source import WeightsError
-
     sources = {}
     for pair in pairs:
         name, equals, source = pair.partition("=")
         if not equals:
-            raise WeightsError(f"--component {pair}: expected PART=SOURCE, such as dit=model.pt")
+            raise CommandError(f"--component {pair}: expected PART=SOURCE, such as dit=model.pt")
         sources[name] = source
     return sources
 
 
-def _fail(message: str) -> NoReturn:
-    for line in message.splitlines():
-        print(f"error: {line}", file=sys.stderr)
-    raise typer.Exit(2)
-
-
-def main() -> None:
-    """Entry point of ``build-engines``."""
-    app()
+def main(arguments: list[str] | None = None) -> int:
+    """Run ``build-engines`` and return its exit code: 0, 2 when refused, 130 when interrupted."""
+    return run_command(
+        app,
+        "build-engines",
+        arguments,
+        interrupted="interrupted; the same command goes on where this one stopped",
+        out_of_memory="the GPU's memory is too small for this build; end what else uses it",
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -17,11 +17,12 @@ from sdrt.export.plan.pipeline import Pipeline
 from sdrt.export.quantise.calibrate import Material
 from sdrt.export.tensorrt.builder import Settings
 from sdrt.export.tensorrt.stages import make_pipeline
+from sdrt.kernels.errors import SdrtError
 from sdrt.kernels.library import library_path
 from sdrt.runtime.directory.manifest import Backend, DeviceSpec
 
 
-class BuildError(ValueError):
+class BuildError(SdrtError):
     """An engine directory could not be built; the message says why and what to do."""
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Self
 
 from sdrt.export.child import Child, ChildCrash
+from sdrt.kernels.errors import SdrtError
 from sdrt.runtime.directory.manifest import PackageSpec
 
 
-class TrialError(RuntimeError):
+class TrialError(SdrtError):
     """A freshly built package does not load or run."""
 
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from sdrt.engine.preset.preset import Preset, to_dict
+from sdrt.kernels.errors import SdrtError
 from sdrt.runtime.directory.manifest import (
     MANIFEST_NAME,
     DeviceSpec,
@@ -16,7 +17,7 @@ from sdrt.runtime.directory.manifest import (
 )
 
 
-class MixedError(ValueError):
+class MixedError(SdrtError):
     """A variant does not fit the engine directory; the message says why."""
 
 

@@ -12,11 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sdrt.kernels.errors import SdrtError
+
 NAME = "sdrt.runtime.sdrt_kernels"
 """Where an installation puts the library; it is found like a module, but is none."""
 
 
-class KernelError(RuntimeError):
+class KernelError(SdrtError):
     """A compiled kernel refused its launch; the message names it and CUDA's error code."""
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdrt.kernels.dispatch import use_hopper, uses_references
+from sdrt.kernels.errors import SdrtError
 from sdrt.kernels.library import address, check, library, multiprocessors, stream_of
 
 ANYWHERE = "sdpa"
@@ -20,7 +21,7 @@ HEAD_DIM = 128
 """Width of a head that the compiled kernel takes."""
 
 
-class AttentionError(ValueError):
+class AttentionError(SdrtError):
     """An implementation that does not exist."""
 
 

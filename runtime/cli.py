@@ -1,14 +1,14 @@
 """``sdrun``: streams a clip, or a prompt alone, through an engine directory into an mp4."""
 
-import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from sdrt.runtime.command import INTERRUPTED, CommandError, run_command
 
 # Everything heavy is imported where it is first needed: --help and refusals stay quick.
 if TYPE_CHECKING:
@@ -17,14 +17,7 @@ if TYPE_CHECKING:
 
     from sdrt.runtime.session import Session
 
-REFUSED = 2
-INTERRUPTED = 130
 TEXT_TO_VIDEO_FRAMES = 81
-UsageError: Any = typer.BadParameter.__base__  # typer offers no public name for it
-
-
-class CommandError(ValueError):
-    """Arguments that do not fit each other or the engine."""
 
 
 @dataclass(frozen=True)
@@ -77,55 +70,32 @@ def sdrun(
         bool,
         typer.Option(help="Stages of different chunks at once (GPU); without: less memory."),
     ] = True,
-) -> Request:
+) -> int:
     """Stream video through an engine directory that build-engines made."""
     clip = None if input in (None, "none") else Path(input)
-    return Request(
-        engine, clip, prompt, output, max_frames, seed, stats, device, demo, profile, overlap
+    return run(
+        Request(
+            engine, clip, prompt, output, max_frames, seed, stats, device, demo, profile, overlap
+        )
     )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run ``sdrun`` and return its exit code: 0, 2 when refused, 130 when interrupted."""
-    previous = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        request = app(arguments, prog_name="sdrun", standalone_mode=False)
-        return run(request) if isinstance(request, Request) else int(request or 0)
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return INTERRUPTED
-    except UsageError as error:
-        return _fail(f"{error.format_message()} (see sdrun --help)")
-    except OSError as error:
-        return _fail(str(error))
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":
-            raise
-        return _fail("the GPU's memory is too small for this engine; --no-overlap needs less")
-    except ValueError as error:
-        # The classes that sdrt raises on purpose say it all in one line; others are bugs.
-        if not (isinstance(error, CommandError) or type(error).__module__.startswith("sdrt.")):
-            raise
-        return _fail(str(error))
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-def _fail(message: str) -> int:
-    print("error: " + " ".join(message.splitlines()), file=sys.stderr)
-    return REFUSED
+    return run_command(
+        app,
+        "sdrun",
+        arguments,
+        interrupted="interrupted: nothing was written",
+        out_of_memory="the GPU's memory is too small for this engine; --no-overlap needs less",
+    )
 
 
 def run(request: Request) -> int:
     """Check the request, open the session, stream, report; return the exit code.
 
     Raises:
-        CommandError, VideoError, DemoError, ManifestError, SessionError: refused; nothing is
-            left behind.
+        SdrtError: refused; nothing is left behind.
         KeyboardInterrupt: interrupted before the first frame was written.
     """
     if request.demo:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sdrt.kernels.errors import SdrtError
 from sdrt.runtime.measure.stats import versions
 from sdrt.runtime.video.writer import side_by_side
 
@@ -31,7 +32,7 @@ COLOURS = np.array(
 """Earth and stone: far from most palettes that a prompt can name, so that the change shows."""
 
 
-class DemoError(ValueError):
+class DemoError(SdrtError):
     """The demo's engine cannot be built."""
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdrt.kernels.errors import SdrtError
 from sdrt.runtime.chunk import Chunk
 from sdrt.runtime.directory.checks import verify_files
 from sdrt.runtime.directory.manifest import Manifest, read_manifest
@@ -29,7 +30,7 @@ IN_FLIGHT = 2
 """AR steps that may be submitted before the first of them is received."""
 
 
-class SessionError(ValueError):
+class SessionError(SdrtError):
     """The session was used in a way it cannot serve; the message says what was expected."""
 
 

@@ -11,10 +11,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sdrt.kernels.errors import SdrtError
 from sdrt.runtime.directory.manifest import Manifest
 
 
-class TextEncoderError(OSError):
+class TextEncoderError(SdrtError):
     """A text encoder's folder that cannot be used."""
 
 

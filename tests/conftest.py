@@ -1,7 +1,9 @@
 """Fixtures for all tests: the package layout without an install, golden cases, built engines."""
 
+import contextlib
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -9,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -57,6 +59,22 @@ def load_recipe() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def invoke():
+    """Callable: run a command's ``main``; return ``exit_code``, ``stdout``, ``stderr``, both."""
+
+    def run(main: Callable[[list[str]], int], *arguments: object) -> SimpleNamespace:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main([str(argument) for argument in arguments])
+        both = out.getvalue() + err.getvalue()
+        return SimpleNamespace(
+            exit_code=code, stdout=out.getvalue(), stderr=err.getvalue(), output=both
+        )
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from sdrt.bench.measure.statistics import Ratio, median_ratio
+from sdrt.kernels.errors import SdrtError
 
 TOTAL = "total_ms"
 ALONE = "alone"
@@ -16,7 +17,7 @@ LEAST_SHARE = 0.02
 """A stage below this share of the AR step is reported, but no regression by itself."""
 
 
-class CompareError(ValueError):
+class CompareError(SdrtError):
     """Results that cannot be compared."""
 
 

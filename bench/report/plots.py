@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdrt.bench.report.compare import ALONE, staged_variant
+from sdrt.kernels.errors import SdrtError
 
 STAGES = ("encode", "diffuse", "decode", "finalize")
 
@@ -23,7 +24,7 @@ LEAST_MS = 0.05
 Result = Mapping[str, Any]
 
 
-class PlotError(RuntimeError):
+class PlotError(SdrtError):
     """Plots cannot be drawn here."""
 
 

@@ -5,11 +5,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sdrt.kernels.errors import SdrtError
+
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 RESULTS = Path(__file__).parents[1] / "results"
 
 
-class ReadmeError(ValueError):
+class ReadmeError(SdrtError):
     """A README without the markers, or no results."""
 
 

@@ -22,6 +22,7 @@ from sdrt.engine.preset.sections import (
     WanVaeConfig,
     WeightsConfig,
 )
+from sdrt.kernels.errors import SdrtError
 
 __all__ = [
     "PRESETS",
@@ -45,8 +46,8 @@ PRESETS = Path(__file__).parents[2] / "configs"
 """The folder of the presets that ship with the package."""
 
 
-class ConfigError(ValueError):
-    """A preset that cannot be used; the message has one line per problem."""
+class ConfigError(SdrtError):
+    """A preset that cannot be used; one line a problem."""
 
 
 class Preset(Section):
@@ -201,7 +202,7 @@ def from_dict(data: Mapping[str, Any], name: str | None = None) -> Preset:
     except ValidationError as error:
         title = f"preset {name or data.get('name', '?')}"
         lines = [f"{title}: {key}: {rule}" for key, rule in _describe(error)]
-        raise ConfigError("\n".join(lines)) from error
+        raise ConfigError(*lines) from error
 
 
 def to_dict(preset: Preset) -> dict[str, Any]:

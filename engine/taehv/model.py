@@ -17,6 +17,7 @@ from sdrt.engine.taehv.layers import (
     encoder_layers,
 )
 from sdrt.kernels.conv_relu_pool import conv_relu_pool
+from sdrt.kernels.errors import SdrtError
 from sdrt.kernels.relu_conv import relu_conv
 
 FIRST, LAST = "taehv.encoder.first", "taehv.decoder.last"
@@ -27,7 +28,7 @@ FUSED_CHANNELS = 64
 """Up to so many channels the fused kernels' weights fit into any card's shared memory."""
 
 
-class TaehvError(ValueError):
+class TaehvError(SdrtError):
     """Sizes that TAEHV cannot have."""
 
 

@@ -11,6 +11,7 @@ from sdrt.engine.preset.preset import WanVaeConfig
 from sdrt.engine.wan_vae.blocks import Middle, causal_conv
 from sdrt.engine.wan_vae.chain import Chain, decoder_layers, encoder_layers, make_head
 from sdrt.engine.wan_vae.fused import POSITION, FusedConv
+from sdrt.kernels.errors import SdrtError
 
 # fmt: off
 MEAN = (
@@ -26,7 +27,7 @@ STD = (
 # fmt: on
 
 
-class WanVaeError(ValueError):
+class WanVaeError(SdrtError):
     """Sizes that the Wan VAE cannot take."""
 
 

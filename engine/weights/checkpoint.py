@@ -9,6 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sdrt.kernels.errors import SdrtError
+
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes by tensor name."""
 
@@ -31,7 +33,7 @@ LISTED = 20
 """Names that an error lists of a kind."""
 
 
-class WeightsError(ValueError):
+class WeightsError(SdrtError):
     """Weights that cannot be found, opened or used."""
 
 
@@ -114,7 +116,7 @@ def check(found: Shapes, expected: Shapes, title: str, accepts: Accepts | None =
         if len(names) > LISTED:
             lines.append(f"    and {len(names) - LISTED} more")
     if len(lines) > 1:
-        raise WeightsError("\n".join(lines))
+        raise WeightsError(*lines)
 
 
 def _read_safetensors(path: Path) -> Iterator[Entry]:

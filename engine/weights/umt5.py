@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from sdrt.kernels.errors import SdrtError
+
 WHOLE_MODEL = {
     "token_embedding.weight": "shared.weight",
     "norm.weight": "encoder.final_layer_norm.weight",
@@ -27,7 +29,7 @@ IN_BLOCK = {
 """Wan's names inside ``blocks.N``, and transformers' inside ``encoder.block.N``."""
 
 
-class Umt5Error(ValueError):
+class Umt5Error(SdrtError):
     """Weights that are not those of a UMT5 encoder under Wan's names."""
 
 

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sdrt.export.plan.builder import PlannedPackage
+from sdrt.kernels.errors import SdrtError
 from sdrt.runtime.directory.manifest import TensorSpec
 
 
-class CompileError(RuntimeError):
+class CompileError(SdrtError):
     """A package could not be compiled; the message names it."""
 
 

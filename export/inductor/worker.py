@@ -15,7 +15,8 @@ from sdrt.export.child import Requests
 from sdrt.export.inductor.package import CompileError, compile_package, example_arguments
 from sdrt.export.plan.builder import Plan
 from sdrt.export.tensorrt.stages import make_pipeline
-from sdrt.runtime.directory.manifest import Backend, ManifestError, PackageSpec
+from sdrt.kernels.errors import SdrtError
+from sdrt.runtime.directory.manifest import Backend, PackageSpec
 from sdrt.runtime.programs.aoti import AotiProgram, Program
 from sdrt.runtime.programs.tensorrt import load_plans
 
@@ -78,7 +79,7 @@ def try_packages() -> None:
                 torch.device(request["device"]),
                 dict(request["integers"]),
             )
-        except (RuntimeError, ManifestError) as failure:
+        except (RuntimeError, SdrtError) as failure:
             error = str(failure).strip().splitlines()[0]
         requests.answer({"error": error})
 
@@ -96,7 +97,7 @@ def try_one(
     Args:
         integers: argument -> what it is filled with; other integers are zeros.
     Raises:
-        RuntimeError, ManifestError: it does not load, or does not run.
+        RuntimeError, SdrtError: it does not load, or does not run.
     """
     program: Program
     if package.engine is not None:

@@ -22,6 +22,7 @@ from sdrt.export.quantise.fp8 import (
 )
 from sdrt.export.tensorrt.choice import choose_backends
 from sdrt.export.tensorrt.stages import make_pipeline
+from sdrt.kernels.errors import SdrtError
 from sdrt.kernels.measure import relative_error
 from sdrt.runtime.demo import sample_clip
 from sdrt.runtime.directory.manifest import TextSpec
@@ -31,7 +32,7 @@ from sdrt.runtime.video.reader import VideoError, open_input
 PROMPT = "a fox walks through the snow, watercolour"
 
 
-class CalibrationError(ValueError):
+class CalibrationError(SdrtError):
     """FP8 cannot be calibrated; the message says what is missing."""
 
 

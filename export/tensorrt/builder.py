@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdrt.export.tensorrt.choice import RingMode
 from sdrt.export.tensorrt.monitor import make_monitor
+from sdrt.kernels.errors import SdrtError
 
 if TYPE_CHECKING:  # needs the ONNX packages, which a build of packages does without
     from sdrt.export.tensorrt.onnx import OnnxStage
@@ -17,7 +18,7 @@ LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Backend -> Python package."""
 
 
-class PlanError(RuntimeError):
+class PlanError(SdrtError):
     """A plan could not be built; the message says what stood in the way."""
 
 

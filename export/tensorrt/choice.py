@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from sdrt.engine.preset.preset import Preset
+from sdrt.kernels.errors import SdrtError
 from sdrt.runtime.directory.manifest import RTX_ARCHITECTURES, Backend
 
 RingMode = Literal["length", "mask", "copy"]
@@ -17,7 +18,7 @@ through a mask; or written to a bank and copied back, which any version can."""
 BACKENDS = ("inductor", "tensorrt", "tensorrt-rtx")
 
 
-class BackendError(ValueError):
+class BackendError(SdrtError):
     """A backend that does not exist or cannot build a preset; the message says what can."""
 
 

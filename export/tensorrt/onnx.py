@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sdrt.engine.module import PackageModule
 from sdrt.export.plan.builder import PlannedPackage, as_tuple
 from sdrt.export.plan.eager import with_weights
+from sdrt.kernels.errors import SdrtError
 
 OPSET = 24
 FUSED_HEAD_DIMS = frozenset({64, 80, 96, 128, 160, 192, 256})
@@ -25,7 +26,7 @@ LARGE_BYTES = 1 << 10
 """Initialisers from here on lie in a file of their own beside the graph."""
 
 
-class ExportError(RuntimeError):
+class ExportError(SdrtError):
     """A stage could not be exported; the message says what stood in the way."""
 
 

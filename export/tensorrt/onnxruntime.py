@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from sdrt.export.tensorrt.onnx import OnnxStage
+from sdrt.kernels.errors import SdrtError
 
 TOLERANCE = 1e-4
 """Relative, in float32; what the golden cases allow between machines."""
 
 
-class CheckError(RuntimeError):
+class CheckError(SdrtError):
     """A stage computes something else in onnxruntime than the eager module does."""
 
 

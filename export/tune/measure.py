@@ -14,6 +14,7 @@ from sdrt.export.plan.pipeline import DTYPES
 from sdrt.export.tune.taehv import taehv_questions
 from sdrt.export.tune.wan_vae import Candidates, Question, vae_questions
 from sdrt.kernels import ring_attention as attention
+from sdrt.kernels.errors import SdrtError
 from sdrt.kernels.measure import capture, replay_ms
 from sdrt.runtime.directory.manifest import Backend, Choice
 
@@ -37,7 +38,7 @@ REPEATS = 15
 """Replays of one captured graph of ``CALLS`` calls; the median counts."""
 
 
-class ChoiceError(RuntimeError):
+class ChoiceError(SdrtError):
     """Nothing can be chosen; the message says why."""
 
 

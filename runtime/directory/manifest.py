@@ -8,6 +8,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from sdrt.kernels.errors import SdrtError
+
 SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 
@@ -20,7 +22,7 @@ BufferKind = Literal["io", "state", "prompt"]
 Group = Literal["prompt", "encode", "diffuse", "decode", "finalize"]
 
 
-class ManifestError(ValueError):
+class ManifestError(SdrtError):
     """An engine directory cannot be used here; the message says why and what to do."""
 
 

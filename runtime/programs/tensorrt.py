@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdrt.kernels.errors import SdrtError
 from sdrt.runtime.directory.manifest import EngineSpec, ManifestError, PackageSpec
 
 ALIGNMENT = 256
 """Bytes that TensorRT wants its device memory aligned to."""
 
 
-class PlanRunError(RuntimeError):
+class PlanRunError(SdrtError):
     """A plan did not run; TensorRT's own message says why."""
 
 

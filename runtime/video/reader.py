@@ -14,10 +14,12 @@ from av.error import FFmpegError
 from av.stream import Disposition
 from PIL import Image, ImageOps
 
+from sdrt.kernels.errors import SdrtError
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-class VideoError(ValueError):
+class VideoError(SdrtError):
     """An input that cannot be read or an output that cannot be written, in one line."""
 
 

@@ -1,9 +1,8 @@
 """The registry: every scenario resolves, differs from the others, and finds its engine."""
 
 import pytest
-from typer.testing import CliRunner
 
-from sdrt.bench.cli import app
+from sdrt.bench.cli import main
 from sdrt.bench.scenarios import SCENARIOS, ScenarioError, check, find, matching, preset_hash
 from sdrt.engine.preset.preset import to_dict
 
@@ -29,20 +28,20 @@ def test_another_engine_is_refused_with_both_values_and_the_command() -> None:
     assert matching(preset | {"name": "x"}) is None
 
 
-def test_list_shows_every_scenario() -> None:
-    shown = CliRunner().invoke(app, ["list"])
+def test_list_shows_every_scenario(invoke) -> None:
+    shown = invoke(main, "list")
     assert shown.exit_code == 0
     for scenario in SCENARIOS.values():
         assert scenario.build_command() in shown.output
 
 
-def test_unknown_names_are_refused(tmp_path) -> None:
+def test_unknown_names_are_refused(invoke, tmp_path) -> None:
     with pytest.raises(ScenarioError, match="unknown; bench list"):
         find("nothing")
-    refused = CliRunner().invoke(app, ["run", "tiny", "--engine", str(tmp_path / "none")])
+    refused = invoke(main, "run", "tiny", "--engine", str(tmp_path / "none"))
     assert refused.exit_code == 2
     assert "no such engine directory" in refused.output
     options = ["run", "--engine", str(tmp_path), "--only", "everything"]
-    refused = CliRunner().invoke(app, options)
+    refused = invoke(main, *options)
     assert refused.exit_code == 2
     assert "unknown section" in refused.output

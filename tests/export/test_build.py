@@ -10,21 +10,22 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from rich.console import Console
 from safetensors import SafetensorError
-from typer.testing import CliRunner, Result
 
 from sdrt.engine.preset.preset import from_dict, load, preset_names
 from sdrt.engine.weights.source import WeightsError, open_source
 from sdrt.export import build as builder
 from sdrt.export import store
 from sdrt.export.build import build
-from sdrt.export.cli import app
+from sdrt.export.cli import main
 from sdrt.export.folder import alone
 from sdrt.export.inductor import backend as compiling
 from sdrt.export.inductor.package import CompileError
@@ -369,7 +370,7 @@ def test_ctrl_c_ends_the_command_and_keeps_its_work(tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=100)
     assert process.returncode == 130, out + err
-    assert "interrupted; the same command goes on where this one stopped" in out
+    assert "interrupted; the same command goes on where this one stopped" in err
     assert "Traceback" not in out + err
     assert [path.name for path in tmp_path.iterdir()] == ["engine.partial"]
 
@@ -421,12 +422,14 @@ def test_weights_are_stored_in_shards(tmp_path: Path, monkeypatch) -> None:
 # The command line
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+@pytest.fixture
+def run(invoke) -> Callable[..., SimpleNamespace]:
+    """Callable: the result of build-engines with some arguments."""
+    return partial(invoke, main)
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_print_config(name: str) -> None:
+def test_print_config(run, name: str) -> None:
     result = run("--preset", name, "--print-config", "--set", "stream.height=256")
     assert result.exit_code == 0
     printed = from_dict(yaml.safe_load(result.stdout))
@@ -456,7 +459,7 @@ def test_print_config(name: str) -> None:
         (["--out", "/proc"], "/proc: exists and is not an engine directory"),
     ],
 )
-def test_refusals(arguments: list[str], reason: str, tmp_path: Path, monkeypatch) -> None:
+def test_refusals(run, arguments: list[str], reason: str, tmp_path: Path, monkeypatch) -> None:
     """Exit code 2, one line, nothing left behind, before anything is compiled."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(builder, "compile_packages", lambda *_: pytest.fail("compiled"))
@@ -468,14 +471,14 @@ def test_refusals(arguments: list[str], reason: str, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_no_gpu(tmp_path: Path) -> None:
+def test_no_gpu(run, tmp_path: Path) -> None:
     result = run("--device", "cuda", "--out", tmp_path / "engine")
     assert result.exit_code == 2
     assert result.stderr.startswith("error: no CUDA device is here: use --device cpu")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_closing_table(compile_fake, tmp_path: Path, tiny_engine: Path) -> None:
+def test_the_closing_table(run, compile_fake, tmp_path: Path, tiny_engine: Path) -> None:
     out = tmp_path / "engine"
     result = run("--device", "cpu", "--out", out)
     assert result.exit_code == 0, result.output

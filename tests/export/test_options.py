@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from sdrt.engine.preset.preset import PRESETS
 from sdrt.export import cli
@@ -11,13 +10,13 @@ from sdrt.export.options import Options
 
 
 @pytest.fixture
-def ask(monkeypatch):
+def ask(monkeypatch, invoke):
     """Callable: the options that the command line makes of some arguments."""
     seen: list[Options] = []
     monkeypatch.setattr(cli, "_build", lambda preset, options: seen.append(options))
 
     def run(*arguments: str) -> Options:
-        result = CliRunner().invoke(cli.app, list(arguments), catch_exceptions=False)
+        result = invoke(cli.main, *arguments)
         assert result.exit_code == 0, result.output
         return seen.pop()
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from sdrt.bench.cli import app
+from sdrt.bench.cli import main
 from sdrt.bench.measure.frames import ChunkSource
 from sdrt.bench.measure.stream import PROMPT, Record, as_dicts
 from sdrt.bench.report.compare import compare
@@ -83,27 +82,26 @@ def test_no_paths_or_host_names_in_a_result(measured) -> None:
     assert not re.search(rf"\b{re.escape(socket.gethostname())}\b", text)
 
 
-def test_report_and_readme_of_the_result(measured, tmp_path) -> None:
+def test_report_and_readme_of_the_result(invoke, measured, tmp_path) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "tiny--cpu.json"
     path.write_text(json.dumps(measured))
-    runner = CliRunner()
-    done = runner.invoke(app, ["report", str(path), "--out", str(tmp_path / "report")])
+    done = invoke(main, "report", str(path), "--out", str(tmp_path / "report"))
     assert done.exit_code == 0, done.output
     assert "measured / floor" in (tmp_path / "report" / "report.md").read_text()
-    assert runner.invoke(app, ["compare", str(path), str(path)]).exit_code == 0
+    assert invoke(main, "compare", str(path), str(path)).exit_code == 0
 
 
-def test_profile_writes_a_trace_and_tables(tiny_engine, tmp_path) -> None:
+def test_profile_writes_a_trace_and_tables(invoke, tiny_engine, tmp_path) -> None:
     command = ["profile", "--engine", str(tiny_engine), "--out", str(tmp_path), "--steps", "1"]
-    done = CliRunner().invoke(app, command)
+    done = invoke(main, *command)
     assert done.exit_code == 0, done.output
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     assert json.loads((tmp_path / "kernels.json").read_text())["kernels"]["diffuse"]
 
 
-def test_another_scenario_is_refused(tiny_engine) -> None:
-    refused = CliRunner().invoke(app, ["run", "sdv2-1.3b-480p", "--engine", str(tiny_engine)])
+def test_another_scenario_is_refused(invoke, tiny_engine) -> None:
+    refused = invoke(main, "run", "sdv2-1.3b-480p", "--engine", str(tiny_engine))
     assert refused.exit_code == 2
     assert "build-engines --preset sdv2-1.3b-480p" in refused.output
 

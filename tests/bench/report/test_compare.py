@@ -3,9 +3,8 @@
 import json
 
 import pytest
-from typer.testing import CliRunner
 
-from sdrt.bench.cli import app
+from sdrt.bench.cli import main
 from sdrt.bench.report.compare import ALONE, CompareError, compare
 
 
@@ -68,23 +67,22 @@ def test_what_else_differs_is_noted(result) -> None:
     assert compare(result(), other).notes == ("driver: None before, 9 after",)
 
 
-def test_exit_code_and_text(result, tmp_path) -> None:
+def test_exit_code_and_text(invoke, result, tmp_path) -> None:
     paths = {}
     for name, stages in (("a", None), ("b", {"decode_ms": 18.0})):
         paths[name] = tmp_path / f"{name}.json"
         paths[name].write_text(json.dumps(result(stages, seed=len(paths))))
-    runner = CliRunner()
-    slower = runner.invoke(app, ["compare", str(paths["a"]), str(paths["b"])])
+    slower = invoke(main, "compare", paths["a"], paths["b"])
     assert slower.exit_code == 1
     assert "stage that added the most: decode_ms" in slower.output
-    assert runner.invoke(app, ["compare", str(paths["b"]), str(paths["a"])]).exit_code == 0
+    assert invoke(main, "compare", paths["b"], paths["a"]).exit_code == 0
     loose = [str(paths["a"]), str(paths["b"]), "--tolerance", "30"]
-    assert runner.invoke(app, ["compare", *loose]).exit_code == 0
+    assert invoke(main, "compare", *loose).exit_code == 0
 
 
-def test_a_file_that_is_no_result_is_refused(tmp_path) -> None:
+def test_a_file_that_is_no_result_is_refused(invoke, tmp_path) -> None:
     path = tmp_path / "x.json"
     path.write_text("[]")
-    refused = CliRunner().invoke(app, ["compare", str(path), str(path)])
+    refused = invoke(main, "compare", str(path), str(path))
     assert refused.exit_code == 2
     assert "not a result" in refused.output

@@ -4,9 +4,8 @@ import json
 import re
 
 import pytest
-from typer.testing import CliRunner
 
-from sdrt.bench.cli import app
+from sdrt.bench.cli import main
 from sdrt.bench.report import plots
 from sdrt.bench.report.document import Heading, Paragraph, Table, to_html, to_markdown
 from sdrt.bench.report.readme import BEGIN, END, ReadmeError, insert, table
@@ -81,21 +80,21 @@ def test_documents_escape_their_text() -> None:
     assert "| a\\|b |" in to_markdown(blocks, "plots")
 
 
-def test_readme_table_is_generated(result, tmp_path) -> None:
+def test_readme_table_is_generated(invoke, result, tmp_path) -> None:
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "tiny--cpu.json").write_text(json.dumps(_full(result)))
     readme = tmp_path / "README.md"
     readme.write_text(f"# x\n{BEGIN}\nold\n{END}\nrest\n")
     command = ["readme", str(readme), "--results", str(tmp_path / "results")]
-    assert CliRunner().invoke(app, [*command, "--check"]).exit_code == 1
-    assert CliRunner().invoke(app, command).exit_code == 0
+    assert invoke(main, *command, "--check").exit_code == 1
+    assert invoke(main, *command).exit_code == 0
     text = readme.read_text()
     assert "old" not in text and text.startswith("# x\n") and text.endswith("\nrest\n")
     found = _full(result)
     variants = found["variants"]
     speed_up = variants["packages"]["summary"]["fps"] / variants["eager"]["summary"]["fps"]
     assert f"| {speed_up:.2f}x |" in text
-    assert CliRunner().invoke(app, [*command, "--check"]).exit_code == 0
+    assert invoke(main, *command, "--check").exit_code == 0
 
 
 def test_readme_needs_markers(result) -> None:
