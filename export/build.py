@@ -131,7 +131,7 @@ def _store(
         write_weights(partial / BAKED_FOLDER, baked)
     if request.add:  # the directory has one, and it is the same for every device
         return weights, read_manifest(request.out).text
-    return weights, write_text_encoder(partial, request.preset, source)
+    return weights, write_text_encoder(partial, request.preset, source, request.device)
 
 
 def _build_plans(

@@ -42,7 +42,11 @@ def build_engines(
     ] = None,
     component: Annotated[
         list[str] | None,
-        typer.Option("--component", help="Another source for one part: dit=FILE, vae=…, taehv=…."),
+        typer.Option(
+            "--component",
+            help="Another source for one part: dit=FILE, vae=…, taehv=…, umt5=… (synthetic weights "
+            "come without UMT5 unless it is umt5=synthetic, 11 GB).",
+        ),
     ] = None,
     override: Annotated[
         list[str] | None,

@@ -24,7 +24,7 @@ from sdrt.runtime.programs.aoti import Program, load_programs
 from sdrt.runtime.programs.tensorrt import keep_compiled
 from sdrt.runtime.stage import Stage, StageTable
 from sdrt.runtime.streams import Lanes
-from sdrt.runtime.text import text_encoder
+from sdrt.runtime.text.prompts import Prompts
 
 IN_FLIGHT = 2
 """AR steps that may be submitted before the first of them is received."""
@@ -58,7 +58,10 @@ class Session:
             capture: record CUDA graphs; without, packages are called one by one.
             overlap: as :meth:`open` takes it.
         """
-        self.manifest, self.device, self._directory = manifest, device, directory
+        self.manifest, self.device = manifest, device
+        dit = manifest.preset["dit"]
+        sizes = (dit["text_len"], dit["text_dim"])
+        self.prompts = Prompts(manifest.text, *sizes, directory, device)
         self.weights = weights
         self.buffers = allocate_buffers(manifest, device)
         # Plans share the memory of their activations, so they must not run beside each other.
@@ -158,8 +161,7 @@ class Session:
             raise SessionError("the session is closed: open another one")
         if not prompt.strip():
             raise SessionError("the prompt is empty; give a text, such as --prompt 'neon discs'")
-        with text_encoder(self.manifest, self._directory, self.device) as encoder:
-            embeds = encoder.encode(prompt)
+        embeds = self.prompts.encode(prompt)
         with self._lanes.on("prompt"):
             self.buffers["prompt_embeds"].copy_(embeds)
             self.stages.run("prompt", "any")
@@ -263,6 +265,7 @@ class Session:
     def close(self) -> None:
         """Wait for the device and free the session's tensors and graphs."""
         self._lanes.synchronize()
+        self.prompts.close()
         self._prepared, self._closed = False, True
         self.stages = StageTable([])
         self.buffers, self.weights = {}, {}

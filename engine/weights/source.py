@@ -63,6 +63,14 @@ class Source:
     """The preset that the weights are for."""
     specs: Mapping[str, str]
     """What each component that the preset uses comes from."""
+    named: frozenset[str] = frozenset()
+    """Components whose source was given for them alone."""
+
+    @property
+    def has_text_encoder(self) -> bool:
+        """Whether there are weights of UMT5; noise only if it was asked for by name."""
+        spec = self.specs.get("umt5")
+        return spec is not None and (spec != SYNTHETIC or "umt5" in self.named)
 
     @property
     def synthetic(self) -> bool:
@@ -194,7 +202,7 @@ def open_source(spec: str, preset: Preset, overrides: Mapping[str, str] | None =
                 f"{spec}: one file cannot hold {', '.join(used)}; expected a folder or a "
                 f"repository, or say what the file is: {component}={spec}"
             )
-    return Source(preset, specs)
+    return Source(preset, specs, frozenset(overrides))
 
 
 def _used(preset: Preset) -> list[str]:

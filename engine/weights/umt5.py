@@ -1,7 +1,7 @@
 """UMT5 at build time: from Wan's checkpoint to the folder that the runtime's encoder loads."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -53,6 +53,9 @@ class Umt5Config:
     """Relative positions that attention tells apart."""
 
 
+UMT5_XXL = Umt5Config()
+
+
 def umt5_public_shapes(config: Umt5Config) -> dict[str, tuple[int, ...]]:
     """Return the parameter names and shapes of Wan's checkpoint."""
     dim, attn, ffn = config.dim, config.dim_attn, config.dim_ffn
@@ -74,16 +77,17 @@ def umt5_public_shapes(config: Umt5Config) -> dict[str, tuple[int, ...]]:
     return shapes | {"norm.weight": (dim,)}
 
 
-def umt5_from_public(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the same tensors under the names of transformers' ``UMT5EncoderModel``.
+def umt5_from_public(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the same tensors under the names of transformers' ``UMT5EncoderModel``.
 
-    Nothing is copied here. transformers ties ``encoder.embed_tokens.weight`` to ``shared.weight``;
-    only the latter is given.
+    One is asked for at a time, and nothing is copied here. transformers ties
+    ``encoder.embed_tokens.weight`` to ``shared.weight``; only the latter is given.
 
     Raises:
         Umt5Error: a name that Wan's checkpoint does not have.
     """
-    return {_transformers_name(name): tensor for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        yield _transformers_name(name), tensor
 
 
 def umt5_transformers_config(config: Umt5Config) -> dict[str, object]:

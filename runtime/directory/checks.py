@@ -1,6 +1,6 @@
 """What is checked before an engine directory is used: machine, versions, files, hashes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,10 +95,10 @@ def cpu_name() -> str:
 
 @contextmanager
 def verify_files(directory: Path, manifest: Manifest) -> Iterator[None]:
-    """Check every file's size and the packages' hashes at once, the others' while the body loads.
+    """Check every file's size and the packages' hashes at once, the weights' while the body loads.
 
     A package is code, so it is not loaded before its hash is known; the weights are many times
-    larger, and are hashed beside their loading.
+    larger, and are hashed beside their loading. The text encoder's files are hashed when it loads.
 
     Raises:
         ManifestError: a file is missing, truncated or changed; it names the file and both values.
@@ -108,14 +108,30 @@ def verify_files(directory: Path, manifest: Manifest) -> Iterator[None]:
         FileSpec(file=package.file, sha256=package.sha256, bytes=package.bytes)
         for package in manifest.packages.values()
     ]
-    files = [*packages, *manifest.weights.files, *manifest.text.files]
-    for spec in files:
+    files = [*packages, *manifest.weights.files]
+    for spec in [*files, *manifest.text.files]:
         path = directory / spec.file
         size = path.stat().st_size if path.is_file() else None
         if size is None:
             raise ManifestError(f"{path}: missing; {hint}")
         if size != spec.bytes:
             raise ManifestError(f"{path}: {size} bytes, expected {spec.bytes}; {hint}")
+    with verify_hashes(directory, files, hint, before=len(packages)):
+        yield
+
+
+@contextmanager
+def verify_hashes(
+    directory: Path, files: Sequence[FileSpec], hint: str, before: int = 0
+) -> Iterator[None]:
+    """Hash files while the body runs.
+
+    Args:
+        hint: what to do about a changed file, the end of the message.
+        before: so many of the first files are compared before the body runs.
+    Raises:
+        ManifestError: a file was changed; it names the file and both values.
+    """
     with ThreadPoolExecutor(HASH_THREADS) as pool:
         hashes: list[Future[str]] = [
             pool.submit(file_sha256, directory / spec.file) for spec in files
@@ -129,10 +145,10 @@ def verify_files(directory: Path, manifest: Manifest) -> Iterator[None]:
                         f"{spec.sha256[:12]}…: the file was changed or damaged; {hint}"
                     )
 
-        compare(0, len(packages))
+        compare(0, before)
         try:
             yield
         except Exception:
-            compare(len(packages), len(files))  # a wrong hash explains a failed load better
+            compare(before, len(files))  # a wrong hash explains a failed load better
             raise
-        compare(len(packages), len(files))
+        compare(before, len(files))

@@ -151,6 +151,8 @@ class TextSpec(_Model):
 
     kind: Literal["umt5", "hashed-words"]
     files: tuple[FileSpec, ...] = ()
+    tokenizer: Literal["files", "hashed"] = "files"
+    """UMT5's: its own, among the files, or hashed words, for weights of noise."""
 
 
 class Choice(_Model):

@@ -13,7 +13,7 @@ from sdrt.engine.weights.umt5 import (
     umt5_public_shapes,
     umt5_transformers_config,
 )
-from sdrt.runtime.text import load_umt5
+from sdrt.runtime.text.umt5 import load_umt5
 
 TOLERANCE = 1e-4
 """Relative; what the golden cases allow between CPUs and torch versions in float32."""
@@ -37,7 +37,7 @@ def test_encoder_is_the_reference(golden, recipe, relative_error, tmp_path) -> N
     """Rows of both prompts, and those past the shorter one, which the reference leaves."""
     tensors, about = golden("umt5")
     public = recipe.synthetic_state_dict(about["parameters"], about["seed"])
-    save_file(umt5_from_public(public), tmp_path / "model.safetensors")
+    save_file(dict(umt5_from_public(public)), tmp_path / "model.safetensors")
     config = json.dumps(umt5_transformers_config(SIZES))
     (tmp_path / "config.json").write_text(config)
     model = load_umt5(tmp_path, torch.device("cpu"), torch.float32)
@@ -48,4 +48,4 @@ def test_encoder_is_the_reference(golden, recipe, relative_error, tmp_path) -> N
 
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(Umt5Error, match=r"decoder\.norm\.weight is unknown"):
-        umt5_from_public({"decoder.norm.weight": torch.zeros(1)})
+        dict(umt5_from_public({"decoder.norm.weight": torch.zeros(1)}))

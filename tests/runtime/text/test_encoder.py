@@ -13,7 +13,9 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import UMT5Config, UMT5EncoderModel
 
-from sdrt.runtime.text import HashedWords, TextEncoderError, Umt5, clean
+from sdrt.runtime.text.encoder import HashedWords, TextEncoderError, clean
+from sdrt.runtime.text.tokenizer import HashedTokenizer
+from sdrt.runtime.text.umt5 import Umt5
 
 TOLERANCE = 1e-5
 """Relative; float32, the same model with and without padding."""
@@ -130,3 +132,30 @@ def test_weights_that_do_not_fit_are_refused(folder, tmp_path, change) -> None:
     message = "cannot be read" if change == "cut" else "does not fit config.json"
     with pytest.raises(TextEncoderError, match=message):
         open_umt5(tmp_path)
+
+
+def test_hashed_tokens_are_words_and_an_end() -> None:
+    """Ids are below the size of the vocabulary, none is special, and long prompts are cut."""
+    tokenize = HashedTokenizer(vocab_size=20, text_len=6)
+    ids, mask = tokenize("a cat a dog")
+    assert ids.dtype == mask.dtype == torch.int64 and ids.shape == mask.shape == (1, 6)
+    assert mask.tolist() == [[1, 1, 1, 1, 1, 0]]
+    words = ids[0, :4].tolist()
+    assert words[0] == words[2] == 3 + zlib.crc32(b"a") % 17
+    assert 3 <= min(words) and max(words) < 20
+    assert ids[0, 4:].tolist() == [1, 0]
+    ids, mask = tokenize("snow " * 50)
+    assert ids[0, -1] == 1 and mask.all()
+    assert tokenize("")[0].tolist() == [[1, 0, 0, 0, 0, 0]]
+
+
+def test_shards_are_one_model(folder, tmp_path) -> None:
+    """The reference is the same model in one file."""
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).symlink_to(folder / name)
+    weights = load_file(folder / "model.safetensors")
+    for index in range(3):
+        shard = {name: weights[name] for name in sorted(weights)[index::3]}
+        save_file(shard, tmp_path / f"model-{index:05d}.safetensors")
+    with open_umt5(folder) as one, open_umt5(tmp_path) as sharded:
+        assert torch.equal(one.encode("a cat"), sharded.encode("a cat"))
