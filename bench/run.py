@@ -34,7 +34,6 @@ from sdrt.bench.scenarios import Scenario, check, describe, matching, preset_has
 from sdrt.engine.preset.preset import from_dict
 from sdrt.engine.weights.source import Source
 from sdrt.runtime.directory.manifest import Manifest, read_manifest
-from sdrt.runtime.programs.aoti import load_programs
 from sdrt.runtime.session import Session
 
 SCHEMA = 1
@@ -106,7 +105,7 @@ class Run:
         if scenario is not None:
             check(scenario, self.manifest.preset)
         known = scenario or matching(self.manifest.preset)
-        self.name = known.name if known else self.manifest.preset["name"]
+        self.name = known.name if known else self.manifest.name
         self.device = torch.device(self.manifest.device.type)
         stream = self.manifest.preset["stream"]
         self.source = ChunkSource(stream["height"], stream["width"])
@@ -150,7 +149,7 @@ class Run:
         chunks = self._fidelity_chunks()
         self._section(
             "fidelity",
-            lambda: self._keep("fidelity", measure_fidelity(self.engine, session, chunks)),
+            lambda: self._keep("fidelity", measure_fidelity(session, chunks)),
         )
         self._section(
             "overhead",
@@ -260,11 +259,7 @@ class Run:
         self.result["stalls"] = [paced.stalls(records, rate) for rate in self.effort.rates]
 
     def _direct(self, session: Session) -> None:
-        programs = load_programs(self.engine, self.manifest, self.device)
-        weights, device = session.weights, self.device
-        with torch.inference_mode():
-            direct = Session(self.manifest, programs, weights, device, self.engine, capture=False)
-        with direct:
+        with session.engine.session(capture=False) as direct:
             self._stream("packages", direct, self.effort.baseline, self.ahead)
 
     def _reference(self) -> None:

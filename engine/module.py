@@ -1,5 +1,7 @@
 """The base class of everything that is exported: explicit states, no hidden ones."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -16,5 +18,12 @@ class PackageModule(nn.Module):
         """Return fresh states; every state starts as zeros.
 
         The shapes, dtypes and strides are fixed: a session allocates them once.
+        """
+        return {}
+
+    def roles(self) -> dict[str, Any]:
+        """Return what the numbers of states mean, by name, where that is more than a history.
+
+        The words are those of :data:`sdrt.runtime.directory.specs.Role`.
         """
         return {}

@@ -21,7 +21,7 @@ from sdrt.export.folder import (
     whole_disk,
 )
 from sdrt.export.inductor.backend import compile_packages
-from sdrt.export.plan.builder import Plan
+from sdrt.export.plan.plan import Plan
 from sdrt.export.plan.weights import plan_weights
 from sdrt.export.progress import Progress
 from sdrt.export.quantise.calibrate import CalibrationError
@@ -69,7 +69,7 @@ def build(request: Request, progress: Progress) -> Manifest:
 def _build(request: Request, partial: Path, progress: Progress) -> Manifest:
     choices = _choose(request, partial)
     chosen = {name: choice.chosen for name, choice in choices.items()}
-    plan = request.pipeline(chosen).plan()
+    plan = request.plan(chosen)
     stored = _background(lambda: _store(request, plan, partial, chosen))
     packages = compile_packages(request, plan, partial, progress, stored, chosen)
     weights, text = stored.result()

@@ -127,7 +127,7 @@ def _build(preset: "Preset", options: Options) -> None:
 
     console = Console(soft_wrap=True)
     request = _request(preset, options)
-    packages = len(request.pipeline().plan().packages)
+    packages = len(request.plan().packages)
     console.print(f"building {request.out} ({packages} packages, {request.machine().name})")
     with Progress(console, packages) as progress:
         manifest = build(request, progress)

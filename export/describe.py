@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from sdrt.engine.preset.preset import Preset, to_dict
-from sdrt.export.plan.builder import Plan
+from sdrt.export.plan.plan import Plan
 from sdrt.export.tune.measure import op_modules
 from sdrt.runtime.directory.manifest import (
     SCHEMA_VERSION,
@@ -64,6 +64,7 @@ def describe(
 ) -> Manifest:
     """Return the manifest of a plan whose packages are built."""
     chosen = dict(choices or {})
+    assert plan.stream is not None, "a plan without a stream cannot be run"
     return Manifest(
         schema_version=SCHEMA_VERSION,
         sdrt=sdrt_version(),
@@ -74,10 +75,13 @@ def describe(
         ops=op_modules(chosen),
         packages=dict(packages),
         buffers=plan.buffers,
-        stages=tuple(plan.stages),
+        stages=tuple(plan.stages.values()),
+        steps=plan.steps,
+        conditions=plan.conditions,
+        stream=plan.stream,
         weights=weights,
         text=text,
-        choices=chosen,
+        how=chosen,
     )
 
 

@@ -13,10 +13,10 @@ from sdrt.engine.preset.preset import Preset, to_dict
 from sdrt.engine.weights.source import Source
 from sdrt.export.describe import describe_device, versions
 from sdrt.export.inductor.package import options
-from sdrt.export.plan.pipeline import Pipeline
+from sdrt.export.plan.make import make_plan
+from sdrt.export.plan.plan import Plan
 from sdrt.export.quantise.calibrate import Material
 from sdrt.export.tensorrt.builder import Settings
-from sdrt.export.tensorrt.stages import make_pipeline
 from sdrt.kernels.errors import SdrtError
 from sdrt.kernels.library import library_path
 from sdrt.runtime.directory.manifest import Backend, DeviceSpec
@@ -56,12 +56,10 @@ class Request:
     arguments: tuple[str, ...] = ()
     """Of the command line that asked for it, for the command that builds it again."""
 
-    def pipeline(self, choices: Mapping[str, str] | None = None) -> Pipeline:
-        """Return the pipeline of the preset for these backends."""
+    def plan(self, how: Mapping[str, str] | None = None) -> Plan:
+        """Return the plan of the preset for these backends."""
         kind = "cuda" if self.tensorrt.targets else self.device.type
-        return make_pipeline(
-            self.preset, self.ranges, kind, self.backends, self.tensorrt.ring, choices
-        )
+        return make_plan(self.preset, self.ranges, kind, self.backends, self.tensorrt.ring, how)
 
     def machine(self) -> DeviceSpec:
         """Return the device that is built for."""

@@ -130,7 +130,7 @@ def _check(request: Request) -> tuple[Path, str]:
     from sdrt.runtime.directory.manifest import read_manifest
 
     if request.engine is not None:
-        takes_frames = read_manifest(request.engine).preset["flow"] == "stream-batch"
+        takes_frames = read_manifest(request.engine).stream.takes_frames
         if takes_frames and request.input is None:
             raise CommandError(
                 f"{request.engine.name} is a video-to-video engine: give --input, "
@@ -174,7 +174,6 @@ def _stream_to_file(
     from sdrt.runtime.stream import stream_frames
     from sdrt.runtime.video.writer import FrameWriter
 
-    preset = session.manifest.preset
     if session.manifest.weights.synthetic:
         console.print("note: synthetic weights: the output is noise, good for timing only")
     frames = _input_frames(session, request, console)
@@ -187,8 +186,9 @@ def _stream_to_file(
     session.prepare(prompt, request.seed)
 
     stats = StreamStats()
-    width = preset["stream"]["width"] * (2 if pairs else 1)
-    writer = FrameWriter(output, width, preset["stream"]["height"], preset["stream"]["frame_rate"])
+    size = session.stream
+    width = size.width * (2 if pairs else 1)
+    writer = FrameWriter(output, width, size.height, size.frame_rate)
     interrupted, trace = False, None
     try:
         with writer, LiveLine(console) as live, tracing(session, request.profile) as trace:
@@ -216,12 +216,11 @@ def _input_frames(
     session: "Session", request: Request, console: "Console"
 ) -> "Iterator[np.ndarray] | None":
     """Return the input at the session's size and rate; None for text to video."""
-    stream = session.manifest.preset["stream"]
-    width, height = stream["width"], stream["height"]
+    width, height = session.stream.width, session.stream.height
     if request.input is not None:
         from sdrt.runtime.video.reader import open_input
 
-        source = open_input(request.input, width, height, stream["frame_rate"])
+        source = open_input(request.input, width, height, session.stream.frame_rate)
         for note in source.notes:
             console.print(f"note: {note}")
         return source
@@ -239,7 +238,7 @@ def _report_header(session: "Session", request: Request, interrupted: bool) -> d
     manifest = session.manifest
     return {
         "engine": request.engine.resolve().name if request.engine else "demo",
-        "preset": manifest.preset["name"],
+        "preset": manifest.name,
         "device": {"type": manifest.device.type, "name": manifest.device.name},
         "synthetic_weights": manifest.weights.synthetic,
         "seed": request.seed,

@@ -1,12 +1,10 @@
 """Frames in host memory, on their way to and from the device."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from sdrt.runtime.directory.manifest import Manifest
+from sdrt.runtime.directory.specs import StreamSpec
 
 HOST_SLOTS = 4
 """Host buffers for frames; more than in flight, so that received frames stay valid a while."""
@@ -15,22 +13,19 @@ HOST_SLOTS = 4
 class HostFrames:
     """Pinned buffers of a session, one for each AR step that may be under way."""
 
-    def __init__(
-        self, manifest: Manifest, buffers: Mapping[str, Tensor], device: torch.device
-    ) -> None:
-        """Allocate them for the largest chunk of the session's ``buffers``."""
-        stream = manifest.preset["stream"]
-        self.picture = (stream["height"], stream["width"], 3)
+    def __init__(self, stream: StreamSpec, device: torch.device) -> None:
+        """Allocate them for the largest chunk of a stream."""
+        self.picture = (stream.height, stream.width, 3)
         pinned = device.type == "cuda"
 
-        def allocate(prefix: str) -> list[Tensor]:
-            counts = [len(tensor) for name, tensor in buffers.items() if name.startswith(prefix)]
+        def allocate(*counts: int) -> list[Tensor]:
             return [
                 torch.zeros((max(counts), *self.picture), dtype=torch.uint8, pin_memory=pinned)
-                for _ in range(HOST_SLOTS if counts else 0)
+                for _ in range(HOST_SLOTS)
             ]
 
-        self._frames_in, self._frames_out = allocate("frames."), allocate("frames_out.")
+        self._frames_in = allocate(stream.first_frames_in, stream.frames_in)
+        self._frames_out = allocate(stream.first_frames_out, stream.frames_out)
         self.frames_out = [tensor.numpy() for tensor in self._frames_out]
         """uint8 ``[N, H, W, 3]`` a slot: what :meth:`stage_out` copies to."""
 

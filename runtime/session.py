@@ -1,30 +1,29 @@
-"""A session: one stream over an engine directory. Open, prepare, step, close."""
+"""A session: one stream over an engine. Prepare, step, close."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sdrt.kernels.errors import SdrtError
-from sdrt.runtime.chunk import Chunk
-from sdrt.runtime.directory.checks import verify_files
-from sdrt.runtime.directory.manifest import Manifest, read_manifest
-from sdrt.runtime.directory.tensors import allocate_buffers, load_weights
-from sdrt.runtime.directory.variants import choose_variant
-from sdrt.runtime.flow import FLOWS, noise_filler
+from sdrt.runtime.directory.specs import Ref
+from sdrt.runtime.directory.tensors import allocate_buffers
 from sdrt.runtime.host_frames import HOST_SLOTS, HostFrames
 from sdrt.runtime.measure import profiler
 from sdrt.runtime.measure.memory import memory_gib
 from sdrt.runtime.measure.timing import Clock, make_clock
-from sdrt.runtime.programs.aoti import Program, load_programs
 from sdrt.runtime.programs.tensorrt import keep_compiled
-from sdrt.runtime.stage import Stage, StageTable
-from sdrt.runtime.streams import Lanes
-from sdrt.runtime.text.prompts import Prompts
+from sdrt.runtime.stage import Stage
+from sdrt.runtime.step import Steps
+
+if TYPE_CHECKING:
+    from sdrt.runtime.engine import Engine
 
 IN_FLIGHT = 2
 """AR steps that may be submitted before the first of them is received."""
@@ -34,102 +33,99 @@ class SessionError(SdrtError):
     """The session was used in a way it cannot serve; the message says what was expected."""
 
 
-class Session:
-    """Runs the stages of an engine directory over one stream's states.
+@dataclass(frozen=True)
+class Chunk:
+    """What one AR step gave."""
 
-    Weights and states are allocated once, every stage is warmed up and (on CUDA) captured when
-    the session opens; after that an AR step replays graphs and updates indices on the device.
+    index: int
+    """AR steps since ``prepare``."""
+    frames: np.ndarray
+    """uint8 ``[N, H, W, 3]``; N is 0 while the stream batch fills. Valid until the second next
+    ``receive``."""
+    stages_ms: dict[str, float]
+    """``encode_ms``, ``diffuse_ms``, ``decode_ms`` on the device, ``total_ms`` from the first's
+    begin to the last's end; ``finalize_ms`` is of the AR step before, as frames do not wait for it.
+    """
+    latency_ms: float
+    """Host time from ``submit`` to the frames being readable."""
+    steady: bool
+    """The window was full and every stage replayed its steady phase."""
+
+
+class Session:
+    """Runs the AR steps of an engine over one stream's states.
+
+    States are allocated once, every stage is warmed up and (on CUDA) captured when the session
+    is made; after that an AR step replays graphs and updates indices on the device.
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        programs: Mapping[str, Program],
-        weights: Mapping[str, Tensor],
-        device: torch.device,
-        directory: Path | None = None,
-        capture: bool = True,
-        overlap: bool = True,
-    ) -> None:
-        """Bind programs and weights; :meth:`open` does this from an engine directory.
-
-        Args:
-            directory: holds the text encoder's files, where the preset needs one.
-            capture: record CUDA graphs; without, packages are called one by one.
-            overlap: as :meth:`open` takes it.
-        """
-        self.manifest, self.device = manifest, device
-        dit = manifest.preset["dit"]
-        sizes = (dit["text_len"], dit["text_dim"])
-        self.prompts = Prompts(manifest.text, *sizes, directory, device)
-        self.weights = weights
-        self.buffers = allocate_buffers(manifest, device)
-        # Plans share the memory of their activations, so they must not run beside each other.
-        plans = any(package.engine for package in manifest.packages.values())
-        self._lanes = Lanes(device, overlap and not plans)
-        stages = [
-            Stage(spec, manifest, programs, self.buffers, weights) for spec in manifest.stages
-        ]
-        self.stages = StageTable(stages)
-        if device.type == "cuda" and capture:
-            self.stages.capture(self._lanes)
-        self._generator = torch.Generator(device)
-        flow = FLOWS[manifest.preset["flow"]]
-        self.flow = flow(
-            manifest.preset,
-            self.stages,
-            self.buffers,
-            weights,
-            noise_filler(self.buffers, self._generator),
-        )
-        self.host = HostFrames(manifest, self.buffers, device)
-        self._clocks: list[Clock] = [make_clock(device) for _ in range(HOST_SLOTS)]
+    def __init__(self, engine: "Engine", overlap: bool = True, capture: bool = True) -> None:
+        """Allocate and bind; :meth:`Engine.session` describes the arguments."""
+        self.engine, self.manifest, self.device = engine, engine.manifest, engine.device
+        self.stream = self.manifest.stream
+        self._generator = torch.Generator(self.device)
+        with torch.inference_mode():
+            self._bind(overlap, capture)
+        self.host = HostFrames(self.stream, self.device)
+        self._clocks: list[Clock] = [make_clock(self.device) for _ in range(HOST_SLOTS)]
         self._index = self._received = 0
-        self._pending: dict[int, tuple[str | None, float]] = {}
-        self._prepared = self._closed = False
+        self._pending: dict[int, tuple[Ref | None, float]] = {}
+        self._prompt: Future[Tensor] | None = None
+        self._prepared = self._closed = self._owns_engine = False
         profiler.attach_if_wanted(self)
 
-    @classmethod
-    def open(cls, directory: Path | str, device: str | None = None, overlap: bool = True) -> Self:
-        """Load an engine directory and make it ready to stream.
+    def _bind(self, overlap: bool, capture: bool) -> None:
+        """Allocate the buffers, bind stages and steps to them, and capture."""
+        engine, manifest = self.engine, self.manifest
+        self.buffers = allocate_buffers(manifest, self.device)
+        shared = (manifest, engine.programs, self.buffers, engine.weights)
+        stages = {spec.name: Stage(spec, *shared) for spec in manifest.stages}
+        # Plans share the memory of their activations, so they must not run beside each other.
+        plans = any(package.engine for package in manifest.packages.values())
+        generator = self._generator
+        self.steps = Steps(
+            manifest,
+            stages,
+            self.buffers,
+            engine.weights,
+            self.device,
+            overlap and not plans,
+            lambda _, tensor: tensor.normal_(generator=generator),
+        )
+        if self.device.type == "cuda" and capture:
+            self.steps.capture()
+            keep_compiled(engine.programs.values())
 
-        Args:
-            device: ``cuda``, ``cuda:1`` or ``cpu``; by default what the engine was built for.
-            overlap: on a GPU, encode, denoise and decode different chunks at once; without, it
-                is a little slower and needs less memory. TensorRT plans never do.
+    @classmethod
+    def open(
+        cls,
+        directory: Path | str,
+        device: str | None = None,
+        overlap: bool = True,
+        text_encoder: str | None = None,
+    ) -> "Session":
+        """Load an engine directory for a single stream; closing the session closes the engine.
+
+        The arguments are those of :meth:`Engine.open` and :meth:`Engine.session`.
+
         Raises:
             ManifestError: the directory is damaged, or built for another machine.
         """
-        directory = Path(directory)
-        manifest = read_manifest(directory)
-        target, manifest = choose_variant(directory, manifest, device)
-        with profiler.span("load"), torch.inference_mode(), verify_files(directory, manifest):
-            weights = load_weights(directory, manifest, target)
-            programs = load_programs(directory, manifest, target)
-        with torch.inference_mode():
-            session = cls(manifest, programs, weights, target, directory, overlap=overlap)
-        keep_compiled(programs.values())
+        from sdrt.runtime.engine import Engine
+
+        engine = Engine.open(directory, device, text_encoder)
+        session = engine.session(overlap)
+        session._owns_engine = True
         return session
 
     @property
     def takes_frames(self) -> bool:
         """Whether the stream turns input frames into output frames (else text to video)."""
-        return self.flow.chunk_frames > 0
+        return self.stream.takes_frames
 
     def chunk_frames(self) -> int:
         """Return how many input frames the next :meth:`submit` takes; 0 for text to video."""
-        return self.flow.chunk_frames if self._index else self.flow.first_chunk_frames
-
-    @property
-    def lookahead_frames(self) -> int:
-        """Input frames that must follow a frame before its output can be made.
-
-        A TAEHV encoder gathers groups of four where its decoder drops the first three frames, so
-        its input runs three frames ahead of its output; the Wan VAE's does not.
-        """
-        if not self.takes_frames:
-            return 0
-        return self.flow.first_chunk_frames - len(self.buffers["frames_out.first"])
+        return self.stream.frames_in if self._index else self.stream.first_frames_in
 
     @torch.inference_mode()
     def prepare(self, prompt: str, seed: int = 0) -> None:
@@ -137,35 +133,39 @@ class Session:
 
         Raises:
             SessionError: the prompt is empty, or the session closed.
+            TextEncoderError: the prompt cannot be encoded.
         """
-        self.set_prompt(prompt)
-        self._lanes.synchronize()
+        self._check_prompt(prompt)
+        embeds = self.engine.prompts.encode(prompt)
+        self.steps.streams.synchronize()
         for name, spec in self.manifest.buffers.items():
             if spec.kind != "prompt":
                 self.buffers[name].zero_()
         self._generator.manual_seed(seed)
         self._index = self._received = 0
         self._pending.clear()
-        self.flow.start()
-        self._lanes.synchronize()
+        self._prompt = None
+        self.steps.set_condition("prompt", embeds)
+        self.steps.streams.synchronize()
         self._prepared = True
 
-    @torch.inference_mode()
-    def set_prompt(self, prompt: str) -> None:
-        """Change the prompt from the next AR step on; the stream goes on.
+    def set_prompt(self, prompt: str) -> "Future[Tensor]":
+        """Change the prompt while the stream goes on; frames in flight do not wait for it.
 
+        The prompt is encoded beside the stream, and holds from the next :meth:`submit` on after
+        that. What is known at once, as hashed words are, holds from the next one on.
+
+        Returns:
+            A future: its ``result()`` waits until the prompt is encoded, and raises
+            ``TextEncoderError`` where it cannot be. The stream then keeps its prompt.
         Raises:
             SessionError: the prompt is empty, or the session closed.
         """
-        if self._closed:
-            raise SessionError("the session is closed: open another one")
-        if not prompt.strip():
-            raise SessionError("the prompt is empty; give a text, such as --prompt 'neon discs'")
-        embeds = self.prompts.encode(prompt)
-        with self._lanes.on("prompt"):
-            self.buffers["prompt_embeds"].copy_(embeds)
-            self.stages.run("prompt", "any")
-        self._lanes.synchronize()
+        self._check_prompt(prompt)
+        self._prompt = encoded = self.engine.prompts.submit(prompt)
+        if self.engine.prompts.instant:
+            encoded.exception()  # waits, so that the same calls give the same frames
+        return encoded
 
     @torch.inference_mode()
     def submit(self, frames: np.ndarray | Tensor | None = None) -> None:
@@ -179,40 +179,16 @@ class Session:
         index, slot = self._index, self._index % HOST_SLOTS
         self._check_submit(frames)
         started = time.perf_counter()
-        clock, lanes, flow = self._clocks[slot], self._lanes, self.flow
-        with lanes.on("encode"):
-            lanes.wait("encoded is taken")
-            clock.begin("encode_ms")
-            if frames is not None:
-                self.host.stage_in(
-                    slot, frames, self.buffers["frames.steady" if index else "frames.first"]
-                )
-            flow.encode(index)
-            clock.end("encode_ms")
-            lanes.record("encoded")
-        with lanes.on("diffuse"):
-            lanes.wait("encoded")
-            lanes.wait("finished is taken")
-            flow.take_encoded(index)
-            lanes.record("encoded is taken")
-            clock.begin("diffuse_ms")
-            flow.diffuse(index)
-            clock.end("diffuse_ms")
-            lanes.record("finished")
-        with lanes.on("decode"):
-            lanes.wait("finished")
-            flow.take_finished(index)
-            lanes.record("finished is taken")
-            clock.begin("decode_ms")
-            output = flow.decode(index)
-            if output is not None:
-                self.host.stage_out(slot, self.buffers[output])
-            clock.end("decode_ms")
-        with lanes.on("finalize"):
-            clock.begin("finalize_ms")
-            flow.finalize(index)
-            clock.end("finalize_ms")
-        self._pending[index] = (output, started)
+        step, clock = self.steps.at(index), self._clocks[slot]
+        self._take_prompt()
+        clock.start()
+        for track in step.tracks:
+            track.run(
+                clock,
+                lambda target: self._stage_in(slot, frames, target),
+                lambda source: self.host.stage_out(slot, self.buffers[source.name]),
+            )
+        self._pending[index] = (step.spec.gives, started)
         self._index += 1
 
     def receive(self) -> Chunk:
@@ -224,11 +200,11 @@ class Session:
         index, slot = self._received, self._received % HOST_SLOTS
         if index not in self._pending:
             raise SessionError("nothing to receive: submit a chunk first")
-        output, started = self._pending.pop(index)
+        gives, started = self._pending.pop(index)
         clock = self._clocks[slot]
-        clock.wait("decode_ms")
+        clock.wait()
         latency_ms = (time.perf_counter() - started) * 1e3
-        count = 0 if output is None else len(self.buffers[output])
+        count = 0 if gives is None else len(self.buffers[gives.name])
         before = self._clocks[slot - 1].finalize_ms() if index else 0.0
         self._received += 1
         return Chunk(
@@ -236,7 +212,7 @@ class Session:
             frames=self.host.frames_out[slot][:count],
             stages_ms=clock.read() | {"finalize_ms": before},
             latency_ms=latency_ms,
-            steady=self.flow.is_steady(index),
+            steady=self.steps.at(index).spec.phase == "steady",
         )
 
     def step(self, frames: np.ndarray | Tensor | None = None) -> np.ndarray:
@@ -254,7 +230,7 @@ class Session:
             yield self.receive()
         if not self._index:
             return
-        for _ in range(self.flow.drain_steps):
+        for _ in range(self.stream.drain_steps):
             self.submit(self._last_frames())
             yield self.receive()
 
@@ -264,11 +240,15 @@ class Session:
 
     def close(self) -> None:
         """Wait for the device and free the session's tensors and graphs."""
-        self._lanes.synchronize()
-        self.prompts.close()
+        if self._closed:
+            return
+        self.steps.streams.synchronize()
         self._prepared, self._closed = False, True
-        self.stages = StageTable([])
-        self.buffers, self.weights = {}, {}
+        self._pending.clear()
+        if self._owns_engine:
+            self.engine.close()
+        del self.steps, self.host, self._clocks, self.engine
+        self.buffers = {}
 
     def __enter__(self) -> Self:
         return self
@@ -276,9 +256,26 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _check_submit(self, frames: np.ndarray | Tensor | None) -> None:
+    def _take_prompt(self) -> None:
+        """Let a prompt that is encoded by now hold from this AR step on."""
+        prompt = self._prompt
+        if prompt is None or not prompt.done():
+            return
+        self._prompt = None
+        if not prompt.cancelled() and prompt.exception() is None:
+            self.steps.set_condition("prompt", prompt.result())
+
+    def _check_prompt(self, prompt: str) -> None:
+        self._check_open()
+        if not prompt.strip():
+            raise SessionError("the prompt is empty; give a text, such as --prompt 'neon discs'")
+
+    def _check_open(self) -> None:
         if self._closed:
             raise SessionError("the session is closed: open another one")
+
+    def _check_submit(self, frames: np.ndarray | Tensor | None) -> None:
+        self._check_open()
         if not self._prepared:
             raise SessionError("the session is not prepared: call prepare(prompt) first")
         if len(self._pending) >= IN_FLIGHT:
@@ -295,8 +292,13 @@ class Session:
         if got != (shape, "uint8"):
             raise SessionError(f"frames are {got[0]} {got[1]}, expected {shape} uint8")
 
+    def _stage_in(self, slot: int, frames: np.ndarray | Tensor | None, target: Ref) -> None:
+        assert frames is not None, "a step that takes frames was given none"
+        self.host.stage_in(slot, frames, self.buffers[target.name])
+
     def _last_frames(self) -> Tensor:
         """Return a chunk of the last input frame, repeated."""
-        count = self.flow.chunk_frames if self._index > 1 else self.flow.first_chunk_frames
+        stream = self.stream
+        count = stream.frames_in if self._index > 1 else stream.first_frames_in
         last = self.host.frame_in((self._index - 1) % HOST_SLOTS, count - 1)
-        return last.expand(self.flow.chunk_frames, -1, -1, -1)
+        return last.expand(stream.frames_in, -1, -1, -1)

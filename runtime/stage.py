@@ -1,16 +1,15 @@
 """A stage at run time: bound calls, captured as one CUDA graph and replayed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdrt.runtime.directory.manifest import Manifest, StageSpec
-from sdrt.runtime.directory.tensors import bind, check_arguments
-from sdrt.runtime.measure import profiler
+from sdrt.runtime.directory.manifest import Manifest
+from sdrt.runtime.directory.specs import StageSpec
+from sdrt.runtime.directory.tensors import check_arguments, resolve
 from sdrt.runtime.programs.aoti import Program
-from sdrt.runtime.streams import Lanes
 
 WARM_UP_RUNS = 2
 
@@ -26,11 +25,15 @@ class Stage:
         buffers: Mapping[str, Tensor],
         weights: Mapping[str, Tensor],
     ) -> None:
-        """Bind every argument and check it against the packages' declarations."""
+        """Bind every argument and check it against the packages' declarations.
+
+        Packages take raw addresses, so everything that they would accept in silence is checked
+        once, here.
+        """
         self.spec = spec
         self._calls: list[tuple[Program, list[Tensor]]] = []
         for call in spec.calls:
-            arguments = bind(call, buffers, weights)
+            arguments = [resolve(ref, buffers, weights) for ref in call.arguments]
             check_arguments(call.package, manifest.packages[call.package].arguments, arguments)
             self._calls.append((programs[call.package], arguments))
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -70,33 +73,3 @@ class Stage:
             graph.replay()
         stream.synchronize()
         self._graph = graph
-
-
-class StageTable:
-    """All stages of a session, found by group and phase."""
-
-    def __init__(self, stages: Sequence[Stage]) -> None:
-        self.stages = stages
-        self._groups: dict[tuple[str, str], list[Stage]] = {}
-        for stage in stages:
-            self._groups.setdefault((stage.spec.group, stage.spec.phase), []).append(stage)
-
-    def run(self, group: str, phase: str) -> None:
-        """Run a group's stages of one phase, in order (the ranges of the DiT, say)."""
-        for stage in self._groups[group, phase]:
-            stage.run()
-
-    def has(self, group: str) -> bool:
-        """Return whether the engine has stages of a group."""
-        return any(known == group for known, _ in self._groups)
-
-    def capture(self, lanes: Lanes) -> None:
-        """Capture every stage of the AR step; the prompt's runs once per prompt, uncaptured."""
-        pools: dict[torch.cuda.Stream | None, Any] = {}
-        for stage in self.stages:
-            if stage.spec.group != "prompt":
-                stream = lanes.stream(stage.spec.group)
-                assert stream is not None, "only CUDA stages are captured"
-                pool = pools.setdefault(stream, torch.cuda.graph_pool_handle())
-                with profiler.span(f"capture {stage.spec.name} {stage.spec.phase}"):
-                    stage.capture(stream, pool)

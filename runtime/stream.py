@@ -9,8 +9,7 @@ import numpy as np
 from sdrt.runtime.measure.stats import StreamStats
 
 if TYPE_CHECKING:  # a session needs torch, the loop does not
-    from sdrt.runtime.chunk import Chunk
-    from sdrt.runtime.session import Session
+    from sdrt.runtime.session import Chunk, Session
 
 
 def stream_frames(
@@ -68,7 +67,7 @@ def _chunks(
 ) -> Iterator[tuple[np.ndarray | None, int]]:
     """Yield what each submit takes, and how many output frames it stands for."""
     if frames is not None:
-        source = _with_lookahead(islice(frames, max_frames), session.lookahead_frames)
+        source = _with_lookahead(islice(frames, max_frames), session.stream.lookahead_frames)
         while taken := list(islice(source, session.chunk_frames())):
             pictures = [picture for picture, _ in taken]
             padding = [pictures[-1]] * (session.chunk_frames() - len(taken))
@@ -76,11 +75,9 @@ def _chunks(
         return
     if max_frames is None:
         raise ValueError("text to video has no end of its own: max_frames is needed")
-    size = 4 * session.manifest.preset["stream"]["chunk_latent_frames"]
-    size_of_first = size - 3  # the first latent frame stands for one frame, not for four
     made = 0
     while made < max_frames:
-        count = size if made else size_of_first
+        count = session.stream.frames_out if made else session.stream.first_frames_out
         yield None, min(count, max_frames - made)
         made += count
 

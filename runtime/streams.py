@@ -1,54 +1,68 @@
-"""The CUDA streams of a session: one each for encoder, DiT and decoder, and their order."""
+"""The CUDA streams of a session and the events that order what runs on them."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
-LANES = ("encode", "diffuse", "decode")
-"""Groups of stages that run beside each other; the prompt's and the clean pass are the DiT's."""
+from sdrt.runtime.directory.order import Event
+
+STREAMS = ("encode", "diffuse", "decode")
+"""Their names, by what of the AR step runs on them."""
 
 
-class Lanes:
-    """Streams by group, and events that order what runs on them; on a CPU all of it is empty.
+class Streams:
+    """Streams by name; on a CPU there are none, and ops run as they are called.
 
     While the DiT works on one chunk, the next can be encoded and the last decoded: kernels of one
     stream fill multiprocessors that the tail of another stream's kernel leaves idle.
     """
 
-    def __init__(self, device: torch.device, overlap: bool = True) -> None:
-        """Make the streams; without ``overlap`` it is one for all, and stages run in turn."""
+    def __init__(self, device: torch.device, events: Iterable[Event], overlap: bool = True) -> None:
+        """Make the streams; without ``overlap`` it is one for all, which needs no events.
+
+        Args:
+            events: all that will be recorded.
+        """
         self.device = device
         self._streams: dict[str, torch.cuda.Stream] = {}
-        self._events: dict[str, torch.cuda.Event] = {}
+        self.are_ordered = device.type == "cuda" and overlap
+        """Whether there are several, so that events have to be recorded and waited for."""
         if device.type == "cuda" and not overlap:
-            self._streams = dict.fromkeys(LANES, torch.cuda.Stream(device))
+            self._streams = dict.fromkeys(STREAMS, torch.cuda.Stream(device))
         elif device.type == "cuda":
             # The later the stage, the sooner its kernels run: what was begun first ends first.
             self._streams = {
-                lane: torch.cuda.Stream(device, priority=-order) for order, lane in enumerate(LANES)
+                name: torch.cuda.Stream(device, priority=-order)
+                for order, name in enumerate(STREAMS)
             }
+        self._events = {event: torch.cuda.Event() for event in events if self.are_ordered}
 
-    def stream(self, group: str) -> torch.cuda.Stream | None:
-        """Return the stream of a group of stages; None on a CPU."""
-        return self._streams.get(group, self._streams.get("diffuse"))
+    def stream(self, name: str) -> torch.cuda.Stream | None:
+        """Return a stream; None on a CPU."""
+        return self._streams[name] if self._streams else None
 
-    def on(self, group: str) -> AbstractContextManager[Any]:
-        """Make a group's stream the current one inside a ``with`` block."""
-        stream = self.stream(group)
+    def on(self, name: str) -> AbstractContextManager[Any]:
+        """Make a stream the current one inside a ``with`` block."""
+        stream = self.stream(name)
         return nullcontext() if stream is None else torch.cuda.stream(stream)
 
-    def record(self, name: str) -> None:
-        """Record that the current stream has come this far."""
-        if self._streams:
-            event = self._events.setdefault(name, torch.cuda.Event())
-            event.record()
+    def record(self, event: Event) -> None:
+        """Record that the current stream has come this far.
 
-    def wait(self, name: str) -> None:
-        """Let the current stream wait for the last :meth:`record` of ``name``, if there was one."""
-        event = self._events.get(name)
-        if event is not None:
-            event.wait()
+        Raises:
+            KeyError: the event is not one of those that the streams were made for.
+        """
+        self._events[event].record()
+
+    def wait(self, event: Event) -> None:
+        """Let the current stream wait for the last :meth:`record` of ``event``, if there was one.
+
+        Raises:
+            KeyError: nobody ever records such an event.
+        """
+        self._events[event].wait()
 
     def synchronize(self) -> None:
         """Block the host until everything that was submitted is done."""

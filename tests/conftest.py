@@ -184,15 +184,13 @@ class GoldenStreams:
     def _start(self, session, tensors, noises) -> None:
         """Prepare a session whose noise comes from the case: buffer name -> iterator."""
         session.prepare("unused", seed=0)
-        session.buffers["prompt_embeds"].copy_(tensors["prompt_embeds"])
-        session.stages.run("prompt", "any")
+        session.steps.set_condition("prompt", tensors["prompt_embeds"])
 
-        def fill(buffer: str) -> None:
-            target = session.buffers[buffer]
+        def fill(buffer: str, target: torch.Tensor) -> None:
             value = next(noises[buffer])
             target[: len(value)].copy_(value)  # the last row of a stream batch takes no noise
 
-        session.flow.fill_noise = fill
+        session.steps.fill_noise = fill
 
     @torch.inference_mode()
     def stream_batch_errors(self, session, name: str) -> list[float]:
@@ -208,14 +206,14 @@ class GoldenStreams:
             "renoise.steady": iter(tensors["chunk_renoise"].flatten(1, 2)),
         }
         self._start(session, tensors, noises)
-        buffers, flow = session.buffers, session.flow
+        buffers = session.buffers
         buffers["noisy.first"].copy_(tensors["first_noisy"])
-        flow.diffuse(0)
+        session.steps.run(0, "diffuse")
         errors = [self.relative_error(buffers["latent.first"], tensors["first_x0"])]
         for index, noisy in enumerate(tensors["chunk_noisy"]):
-            buffers["noisy.steady"].copy_(noisy.unsqueeze(0))
-            buffers["timestep"].copy_(tensors["chunk_timestep"][index])
-            flow.diffuse(index + 1)
+            buffers["encoded.noisy"].copy_(noisy.unsqueeze(0))
+            buffers["encoded.timestep"].copy_(tensors["chunk_timestep"][index])
+            session.steps.run(index + 1, "diffuse")
             hidden = tensors["chunk_hidden"][index]
             errors.append(self.relative_error(buffers["latent.steady"], hidden))
         return errors
@@ -234,9 +232,9 @@ class GoldenStreams:
         self._start(session, tensors, noises)
         errors = []
         for index, x0 in enumerate(tensors["x0"]):
-            session.flow.diffuse(index)
+            session.steps.run(index, "diffuse")
             errors.append(self.relative_error(session.buffers["latent"][0], x0))
-            session.flow.finalize(index)
+            session.steps.run(index, "finalize")
         return errors
 
     def errors(self, session, name: str) -> list[float]:
@@ -321,19 +319,18 @@ def built_packages(engine_cache: EngineCache):
     from rich.console import Console
 
     from sdrt.export.build import build as build_engine
-    from sdrt.export.plan.pipeline import Pipeline
     from sdrt.export.progress import Progress
     from sdrt.export.request import Request
 
-    whole_plan = Pipeline.plan
+    whole_plan = Request.plan
 
     def build(preset, source, keep: Callable[[str], bool]) -> Path:
-        def some_packages(pipeline: Pipeline):
-            plan = whole_plan(pipeline)
+        def some_packages(self: Request, how=None):
+            plan = whole_plan(self, how)
             plan.packages = {n: package for n, package in plan.packages.items() if keep(n)}
-            for index, stage in enumerate(plan.stages):
+            for name, stage in plan.stages.items():
                 calls = tuple(call for call in stage.calls if keep(call.package))
-                plan.stages[index] = stage.model_copy(update={"calls": calls})
+                plan.stages[name] = stage.model_copy(update={"calls": calls})
             return plan
 
         def request(out: Path) -> Request:
@@ -342,7 +339,7 @@ def built_packages(engine_cache: EngineCache):
 
         def make(target: Path) -> None:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(Pipeline, "plan", some_packages)
+                patch.setattr(Request, "plan", some_packages)
                 with Progress(Console(quiet=True), 0) as progress:
                     build_engine(request(target), progress)
 

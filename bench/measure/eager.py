@@ -7,9 +7,9 @@ from torch import Tensor
 
 from sdrt.engine.preset.preset import Preset
 from sdrt.engine.weights.source import Source
-from sdrt.export.plan.builder import FlatModule, Plan
 from sdrt.export.plan.eager import rehearsal
-from sdrt.export.plan.pipeline import Pipeline
+from sdrt.export.plan.make import make_plan
+from sdrt.export.plan.plan import FlatModule, Plan
 from sdrt.export.plan.weights import plan_weights
 from sdrt.kernels.dispatch import references
 from sdrt.runtime.session import Session
@@ -53,7 +53,8 @@ def eager_session(
         choices: the implementations of that session: they decide how its weights lie.
     """
     target = torch.device(device)
-    plan = Pipeline(preset, ranges or [(0, preset.dit.num_layers)], target.type, choices).plan()
+    blocks = ranges or [(0, preset.dit.num_layers)]
+    plan = make_plan(preset, blocks, target.type, how=choices)
     if isinstance(weights, Mapping):
         placed = weights
     else:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from sdrt.bench.measure.stage_errors import compared_stages
 from sdrt.bench.measure.stream import PROMPT
 from sdrt.engine.preset.preset import from_dict
 from sdrt.kernels.measure import relative_error
-from sdrt.runtime.programs.aoti import load_programs
 from sdrt.runtime.session import Session
 
 Recorded = list[tuple[Tensor, Tensor]]
@@ -23,7 +21,7 @@ Recorded = list[tuple[Tensor, Tensor]]
 
 
 @torch.inference_mode()
-def measure_fidelity(directory: Path, session: Session, chunks: int) -> dict[str, Any]:
+def measure_fidelity(session: Session, chunks: int) -> dict[str, Any]:
     """Stream the same input and noise through four sessions and compare latents and frames.
 
     The sessions are the engine (captured graphs), the engine without graphs, the eager modules in
@@ -39,16 +37,18 @@ def measure_fidelity(directory: Path, session: Session, chunks: int) -> dict[str
     """
     device, preset = session.device, from_dict(session.manifest.preset)
     replayed = _record(session, chunks)
-    called = _record_direct(directory, session, chunks)
+    called = _record_direct(session, chunks)
     equal = all(
         torch.equal(a, b) and torch.equal(x, y)
         for (a, x), (b, y) in zip(replayed, called, strict=True)
     )
-    choices = {name: choice.chosen for name, choice in session.manifest.choices.items()}
-    eager = eager_session(preset, session.weights, str(device), choices=choices)
+    choices = {name: choice.chosen for name, choice in session.manifest.how.items()}
+    eager = eager_session(preset, session.engine.weights, str(device), choices=choices)
     same = _record(eager, chunks)
     exact_preset = from_dict(session.manifest.preset | {"precision": "fp32"})
-    exact = eager_session(exact_preset, _float32(session.weights), str(device), choices=choices)
+    exact = eager_session(
+        exact_preset, _float32(session.engine.weights), str(device), choices=choices
+    )
     with (
         _without_tf32(),
         compared_stages(exact, {"packages": session, "eager": eager}) as stages,
@@ -66,11 +66,9 @@ def measure_fidelity(directory: Path, session: Session, chunks: int) -> dict[str
     }
 
 
-def _record_direct(directory: Path, session: Session, chunks: int) -> Recorded:
+def _record_direct(session: Session, chunks: int) -> Recorded:
     """Record the engine without graphs; its buffers are freed, which a large model needs."""
-    programs = load_programs(directory, session.manifest, session.device)
-    arguments = (session.manifest, programs, session.weights, session.device, directory)
-    with Session(*arguments, capture=False) as direct:
+    with session.engine.session(capture=False) as direct:
         return _record(direct, chunks)
 
 
@@ -80,8 +78,7 @@ def _record(session: Session, chunks: int) -> Recorded:
     source = chunks_for(session)
     for index in range(chunks):
         frames = torch.from_numpy(session.step(next(source)).copy())
-        names = ["latent"] if "latent" in session.buffers else ["latent.first", "latent.steady"]
-        latent = session.buffers[names[min(index, len(names) - 1)]]
+        latent = session.steps.result("diffuse", index)
         records.append((latent.float().clone(), frames.to(session.device)))
     return records
 

@@ -21,8 +21,8 @@ def moving_frames(height: int, width: int, seed: int = 0) -> Iterator[np.ndarray
 
 def chunks_for(session, seed: int = 0) -> Iterator[np.ndarray | None]:
     """Yield what each ``submit`` of a session takes, without end; None for text to video."""
-    stream = session.manifest.preset["stream"]
-    frames = moving_frames(stream["height"], stream["width"], seed)
+    stream = session.stream
+    frames = moving_frames(stream.height, stream.width, seed)
     while True:
         count = session.chunk_frames()
         yield np.stack([next(frames) for _ in range(count)]) if count else None

@@ -11,6 +11,7 @@ from rich.table import Table
 from sdrt.bench.measure.frames import ChunkSource
 from sdrt.bench.measure.stream import MAX_FILLING, PROMPT, WARM_STEPS, MemoryMeter, Streamer
 from sdrt.runtime.measure import profiler
+from sdrt.runtime.measure.timing import TRACKS
 from sdrt.runtime.measure.trace import Recorder, Trace, range_table
 from sdrt.runtime.session import Session
 
@@ -58,7 +59,7 @@ def trace_steps(
 
 
 def _summary(trace: Trace, steps: int) -> dict[str, Any]:
-    stages = [stage for stage in profiler.STAGES if trace.work_in(stage)]
+    stages = [stage for stage in TRACKS if trace.work_in(stage)]
     return {
         "launches_per_step": trace.launches_in(profiler.STEP) / steps,
         "kernels_per_step": len(trace.work_in(profiler.STEP)) / steps,

@@ -99,7 +99,7 @@ def run_paced(session: Session, source: ChunkSource, rate: float, steps: int) ->
 
 def chunk_latent_frames(session: Session) -> int:
     """Return the latent frames of an AR step; each is four frames."""
-    return session.manifest.preset["stream"]["chunk_latent_frames"]
+    return session.stream.latent_frames
 
 
 def _wait_until(moment: float) -> None:

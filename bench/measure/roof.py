@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sdrt.bench.measure.timing import Arguments, input_sets, milliseconds
 from sdrt.bench.measure.work import Attention, Conv, Gemm, Op, stage_work
 from sdrt.engine.preset.preset import Preset
-from sdrt.export.plan.pipeline import DTYPES
+from sdrt.export.plan.draft import DTYPES
 
 BACKENDS = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
 COPY_BYTES = {"cuda": 2 << 30, "cpu": 64 << 20}

@@ -2,17 +2,18 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from sdrt.kernels.measure import relative_error
-from sdrt.runtime.measure.profiler import STAGES
+from sdrt.runtime.directory.specs import Replay, StageSpec
 from sdrt.runtime.session import Session
+from sdrt.runtime.step import BoundOp
 
 StageErrors = dict[str, dict[str, list[float]]]
-"""Stage -> session -> relative error of its result, for each steady call."""
+"""Track -> session -> relative error of its result, for each steady call."""
 
 
 @contextmanager
@@ -29,44 +30,82 @@ def compared_stages(exact: Session, others: Mapping[str, Session]) -> Iterator[S
         The errors found so far.
     """
     found: StageErrors = {}
-    run = exact.stages.run
-
-    def compared(group: str, phase: str) -> None:
-        if group not in STAGES or phase != "steady":
-            return run(group, phase)
-        made: dict[str, Tensor] = {}
-        _synchronize(exact)
-        for name, session in others.items():
-            for buffer, value in exact.buffers.items():
-                session.buffers[buffer].copy_(value)
-            session.stages.run(group, phase)
-            made[name] = _result(session, group, phase).float().clone()
-        _synchronize(exact)
-        run(group, phase)
-        expected = _result(exact, group, phase)
-        for name, result in made.items():
-            errors = found.setdefault(group, {}).setdefault(name, [])
-            errors.append(relative_error(result, expected))
-
-    owner: Any = exact.stages
-    owner.run = compared
+    passes = list(_steady_passes(exact))
+    before = [(op, op.run) for ops in passes for op in ops]
+    for ops in passes:
+        _Comparison(exact, others, ops, found).attach()
     try:
         yield found
     finally:
-        del owner.run
+        for op, run in before:
+            op.run = run
 
 
-def _result(session: Session, group: str, phase: str) -> Tensor:
-    buffers = session.buffers
-    if group == "finalize":
-        rows = buffers["ring_rows.chunk"]
-        rings = [
-            ring for name, ring in buffers.items() if name.startswith("ring.") and ring.ndim == 4
-        ]
-        return torch.stack([ring[rows].float() for ring in rings])
-    if group == "diffuse":
-        return buffers["latent" if "latent" in buffers else "latent.steady"]
-    return buffers[f"{'latents_in' if group == 'encode' else 'pixels_out'}.{phase}"]
+def _steady_passes(session: Session) -> Iterator[list[BoundOp]]:
+    """Yield the stages that are replayed one after another, such as the ranges of the DiT."""
+    for step in session.steps.steps:
+        for track in step.tracks:
+            for is_replay, group in groupby(track.ops, lambda op: isinstance(op.spec, Replay)):
+                ops = list(group)
+                if is_replay and _stage(session, ops[-1]).phase == "steady":
+                    yield ops
+
+
+def _stage(session: Session, op: BoundOp) -> StageSpec:
+    assert isinstance(op.spec, Replay)
+    return session.steps.stages[op.spec.stage].spec
+
+
+class _Comparison:
+    """Runs the stages of some ops in other sessions too, before and after ``exact`` has."""
+
+    def __init__(
+        self,
+        exact: Session,
+        others: Mapping[str, Session],
+        ops: list[BoundOp],
+        found: StageErrors,
+    ) -> None:
+        self._exact, self._others, self._ops, self._found = exact, others, ops, found
+        self._stages = [_stage(exact, op) for op in ops]
+        self._made: dict[str, Tensor] = {}
+
+    def attach(self) -> None:
+        """Put the comparison around the ops."""
+        first, last = self._ops[0], self._ops[-1]
+        run_first = first.run
+        first.run = lambda: (self._begin(), run_first())
+        run_last = last.run
+        last.run = lambda: (run_last(), self._end())
+
+    def _begin(self) -> None:
+        """Give the others what the exact session has, and let them run."""
+        _synchronize(self._exact)
+        for name, session in self._others.items():
+            for buffer, value in self._exact.buffers.items():
+                session.buffers[buffer].copy_(value)
+            for stage in self._stages:
+                session.steps.stages[stage.name].run()
+            self._made[name] = _result(session, self._stages[-1]).float().clone()
+        _synchronize(self._exact)
+
+    def _end(self) -> None:
+        stage = self._stages[-1]
+        expected = _result(self._exact, stage)
+        for name, result in self._made.items():
+            errors = self._found.setdefault(stage.group, {}).setdefault(name, [])
+            errors.append(relative_error(result, expected))
+
+
+def _result(session: Session, stage: StageSpec) -> Tensor:
+    """Return what a stage makes, or the keys and values that it wrote."""
+    if stage.makes is not None:
+        return session.buffers[stage.makes.name]
+    specs = session.manifest.buffers
+    named = {ref.name for call in stage.calls for ref in call.arguments if ref.kind == "buffer"}
+    rings = [session.buffers[name] for name in sorted(named) if specs[name].role == "kv"]
+    rows = [session.buffers[name] for name in named if specs[name].role == "ring_rows"]
+    return torch.stack([ring[rows[0]].float() for ring in rings])
 
 
 def _synchronize(session: Session) -> None:

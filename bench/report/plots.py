@@ -6,8 +6,7 @@ from typing import Any
 
 from sdrt.bench.report.compare import ALONE, staged_variant
 from sdrt.kernels.errors import SdrtError
-
-STAGES = ("encode", "diffuse", "decode", "finalize")
+from sdrt.runtime.measure.timing import TRACKS
 
 VARIANTS = ("eager", "compiled", "packages", "graphs", ALONE)
 """From the slowest to the fastest."""
@@ -57,8 +56,8 @@ def stage_bars(result: Result) -> bytes:
         beside = variant == result["main"] != staged_variant(result)
         if variant in result["variants"] and not beside:
             stages = result["variants"][variant]["summary"]["stages_ms"]
-            bars[variant] = {name: stages[f"{name}_ms"]["p50"] for name in STAGES}
-    shown = [s for s in STAGES if any(times.get(s, 0) > LEAST_MS for times in bars.values())]
+            bars[variant] = {name: stages[f"{name}_ms"]["p50"] for name in TRACKS}
+    shown = [s for s in TRACKS if any(times.get(s, 0) > LEAST_MS for times in bars.values())]
     figure, axes = _pyplot().subplots(figsize=(8, 3.6))
     width = 0.8 / len(bars)
     for index, (name, times) in enumerate(bars.items()):

@@ -6,6 +6,7 @@ from typing import Any
 from sdrt.bench.report import plots
 from sdrt.bench.report.compare import ALONE, staged_variant
 from sdrt.bench.report.document import Block, Heading, Paragraph, Table
+from sdrt.runtime.measure.timing import TRACKS
 
 Result = Mapping[str, Any]
 KERNELS_SHOWN = 8
@@ -89,7 +90,7 @@ def stages(result: Result) -> list[Block]:
     ]
     header = ["stage, ms p50", *variants, "floor", "measured / floor", "TFLOP", "bound"]
     rows = []
-    for stage in plots.STAGES:
+    for stage in TRACKS:
         times = [
             result["variants"][name]["summary"]["stages_ms"][f"{stage}_ms"]["p50"]
             for name in variants

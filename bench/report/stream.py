@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdrt.bench.report.document import Block, Heading, Paragraph, Table
-from sdrt.runtime.measure.profiler import STAGES
+from sdrt.runtime.measure.timing import TRACKS
 
 Result = Mapping[str, Any]
 
@@ -82,7 +82,7 @@ def _stage_errors(found: Mapping[str, Mapping[str, list[float]]]) -> list[Block]
         return []  # a result from before they were measured
     header = ["stage", "packages against fp32", "eager against fp32", "ratio"]
     rows = []
-    for stage in (stage for stage in STAGES if stage in found):
+    for stage in (stage for stage in TRACKS if stage in found):
         errors = found[stage]
         ours, eager = (max(errors[name]) for name in ("packages", "eager"))
         ratio = f"{ours / eager:.2f}" if eager else ""

@@ -1,6 +1,6 @@
 """One block of the causal Wan DiT over the K/V ring, and the K/V of its cross-attention."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,9 @@ class RingBlock(PackageModule):
             states["queue"] = torch.zeros(self.batch, length, **integer)
             states["count"] = torch.zeros(self.batch, **integer)
         return states
+
+    def roles(self) -> dict[str, Any]:
+        return {"k": "kv", "v": "kv", "queue": "queue", "count": "count"}
 
     def projection(self, x: Tensor, e0: Tensor) -> Tensor:
         """Return q, k and v of the tokens, side by side, neither normalised nor rotated."""

@@ -12,7 +12,7 @@ import torch
 from sdrt.engine.preset.preset import to_dict
 from sdrt.export.inductor.package import CompileError
 from sdrt.export.inductor.worker import compile_one, start_compiler
-from sdrt.export.plan.builder import Plan
+from sdrt.export.plan.plan import Plan
 from sdrt.export.progress import Progress
 from sdrt.export.request import BuildError, Request
 from sdrt.export.trial import Trial, TrialError

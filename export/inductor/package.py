@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sdrt.export.plan.builder import PlannedPackage
+from sdrt.export.plan.plan import PlannedPackage
 from sdrt.kernels.errors import SdrtError
 from sdrt.runtime.directory.manifest import TensorSpec
 

@@ -13,8 +13,8 @@ import torch
 from sdrt.engine.preset.preset import from_dict
 from sdrt.export.child import Requests
 from sdrt.export.inductor.package import CompileError, compile_package, example_arguments
-from sdrt.export.plan.builder import Plan
-from sdrt.export.tensorrt.stages import make_pipeline
+from sdrt.export.plan.make import make_plan
+from sdrt.export.plan.plan import Plan
 from sdrt.kernels.errors import SdrtError
 from sdrt.runtime.directory.manifest import Backend, PackageSpec
 from sdrt.runtime.programs.aoti import AotiProgram, Program
@@ -41,7 +41,7 @@ def start_compiler(
     _device = torch.device(device)
     if _device.type == "cpu":
         torch.set_num_threads(1)
-    _plan = make_pipeline(from_dict(preset), ranges, _device.type, backends, choices=choices).plan()
+    _plan = make_plan(from_dict(preset), ranges, _device.type, backends, how=choices)
 
 
 def compile_one(name: str, path: str) -> float:

@@ -1,85 +1,37 @@
-"""A plan: the packages to compile, the buffers they share, and the stages that call them."""
+"""Laying out a plan: packages, buffers, stages and weights, every shape worked out on paper."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from sdrt.engine.module import PackageModule
-from sdrt.runtime.directory.manifest import (
-    Backend,
+from sdrt.export.plan.plan import (
+    FlatModule,
+    Plan,
+    PlannedPackage,
+    as_tuple,
+    dtype_name,
+    meta_tensor,
+    spec_of,
+)
+from sdrt.runtime.directory.manifest import Backend
+from sdrt.runtime.directory.specs import (
     BufferKind,
     BufferSpec,
     Call,
     Group,
     Phase,
+    Ref,
+    Role,
     StageSpec,
     TensorSpec,
-    split_rows,
+    buffer,
 )
 
-
-class FlatModule(nn.Module):
-    """A stage module as a function of one flat list: inputs, outputs, states, weights.
-
-    Weights are arguments too, so one package serves every layer and a package holds code only.
-    """
-
-    def __init__(self, module: PackageModule, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self._hidden = [module]  # in a list, so that its parameters are not registered here
-        self.inputs, self.outputs = inputs, outputs
-        self.state_names = list(module.states("meta"))
-        self.weight_names = list(module.state_dict())
-
-    @property
-    def stage(self) -> PackageModule:
-        """The stage module itself."""
-        return self._hidden[0]
-
-    def forward(self, *flat: Tensor) -> tuple[()]:
-        """Run the module and write its results into the output arguments."""
-        inputs, rest = flat[: self.inputs], flat[self.inputs :]
-        outputs, rest = rest[: self.outputs], rest[self.outputs :]
-        states = dict(zip(self.state_names, rest, strict=False))
-        weights = dict(zip(self.weight_names, rest[len(states) :], strict=True))
-        keywords = {"states": states} if states else {}
-        results = functional_call(self._hidden[0], weights, inputs, keywords)
-        for output, result in zip(outputs, as_tuple(results), strict=True):
-            output.copy_(result)
-        return ()
-
-
-@dataclass
-class PlannedPackage:
-    """One package to compile: its code and the tensors it takes."""
-
-    module: FlatModule
-    arguments: tuple[TensorSpec, ...]
-    results: tuple[Tensor, ...] = ()
-    """What a call returns, on the meta device."""
-    backend: Backend = "inductor"
-    baked: dict[str, str] = field(default_factory=dict)
-    """Parameter -> weight that is part of the compiled file, not an argument (TensorRT's)."""
-    overwrites: frozenset[int] = frozenset()
-    """Outputs that lie where a call has an input too; a plan must not write there directly."""
-
-
-@dataclass
-class Plan:
-    """What an engine directory will hold, before anything is compiled."""
-
-    packages: dict[str, PlannedPackage] = field(default_factory=dict)
-    buffers: dict[str, BufferSpec] = field(default_factory=dict)
-    stages: list[StageSpec] = field(default_factory=list)
-    weights: dict[str, TensorSpec] = field(default_factory=dict)
-    """Every weight that a call names, without the ``w:`` prefix."""
-    baked: dict[str, TensorSpec] = field(default_factory=dict)
-    """Every weight that is part of a compiled file."""
-    tables: dict[str, Tensor] = field(default_factory=dict)
-    """Those weights that the plan itself computes: schedule and rotary tables."""
+Names = Mapping[str, Role] | Sequence[str]
+"""Buffers, with what their numbers mean where that is more than an activation."""
 
 
 class PlanBuilder:
@@ -89,18 +41,24 @@ class PlanBuilder:
         """Start an empty plan.
 
         Args:
-            dtype: of all parameters.
+            dtype: of those parameters that have none of their own.
             channels_last_3d: store 5-D convolution weights that way (CUDA; on a CPU it costs).
         """
         self.plan = Plan()
         self._dtype, self._channels_last_3d = dtype, channels_last_3d
 
     def buffer(
-        self, name: str, shape: Sequence[int], dtype: torch.dtype, kind: BufferKind = "io"
-    ) -> str:
-        """Declare a buffer of the session; return its name."""
-        self._declare(name, torch.empty(tuple(shape), dtype=dtype, device="meta"), kind)
-        return name
+        self,
+        name: str,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        role: Role = "activation",
+        kind: BufferKind = "io",
+    ) -> Ref:
+        """Declare a buffer of the session; return its reference."""
+        meta = torch.empty(tuple(shape), dtype=dtype, device="meta")
+        self._declare(name, meta, role, kind)
+        return buffer(name)
 
     def table(self, name: str, value: Tensor) -> str:
         """Add a constant that the runtime reads as weight ``name``."""
@@ -109,23 +67,33 @@ class PlanBuilder:
         return name
 
     def package(
-        self, name: str, make: Callable[[], PackageModule], backend: Backend = "inductor"
+        self,
+        name: str,
+        make: Callable[[], PackageModule],
+        backend: Backend = "inductor",
+        bakes: bool = False,
     ) -> None:
-        """Add a package, unless it is there; its arguments are known after its first call."""
+        """Add a package, unless it is there; its arguments are known after its first call.
+
+        Parameters take the plan's dtype where they are of float32, torch's default; a module
+        that wants another one (FP8 weights, float32 scales kept in buffers) declares it.
+        """
         if name in self.plan.packages:
             return
         with torch.device("meta"):
             module = make()
         module.eval().requires_grad_(False)
         for parameter in module.parameters():
-            parameter.data = parameter.data.to(self._dtype)
-        self.plan.packages[name] = PlannedPackage(FlatModule(module, 0, 0), (), backend=backend)
+            if parameter.dtype == torch.float32:
+                parameter.data = parameter.data.to(self._dtype)
+        flat = FlatModule(module, 0, 0)
+        self.plan.packages[name] = PlannedPackage(flat, (), backend=backend, bakes=bakes)
 
     def call(
         self,
         package: str,
-        inputs: Sequence[str],
-        outputs: Sequence[str] = (),
+        inputs: Sequence[str | Ref],
+        outputs: Names = (),
         *,
         states: str = "",
         state_rows: int | None = None,
@@ -135,7 +103,7 @@ class PlanBuilder:
         """Return a call of ``package``; declares the outputs and states that are new.
 
         Args:
-            inputs: buffers, as ``name``, ``name[a:b]`` (rows) or ``w:table``.
+            inputs: whole buffers by name, or references.
             outputs: buffers that take the results, in order.
             states: prefix of the state buffers' names; none if the module's are whole names.
             state_rows: use only so many leading rows of state buffers declared before.
@@ -143,82 +111,109 @@ class PlanBuilder:
             kind: of new output buffers.
         """
         planned = self.plan.packages[package]
-        module = planned.module.stage
-        is_plan = planned.backend != "inductor"
-        prefix = f"{states}." if states else ""
-        state_tensors = module.states("meta")
+        given = tuple(buffer(each) if isinstance(each, str) else each for each in inputs)
         if not planned.arguments:
-            keywords = {"states": state_tensors} if state_tensors else {}
-            tensors = tuple(self._meta(name) for name in inputs)
-            meta = {name: value.to("meta") for name, value in module.state_dict().items()}
-            with torch.no_grad(), torch.device("meta"):
-                results = functional_call(module, meta, tensors, keywords)
-            planned.results = as_tuple(results)
-            planned.module = FlatModule(module, len(inputs), len(outputs))
+            self._trace(planned, given, len(outputs))
+        results = self._declare_results(planned, outputs, kind)
+        kept = self._declare_states(planned, states, state_rows)
+        names = self._declare_weights(planned, weights)
+        call = Call(package=package, inputs=given, outputs=results, states=kept, weights=names)
+        read = {ref.name for ref in given}
+        planned.overwrites |= {i for i, ref in enumerate(results) if ref.name in read}
+        specs = tuple(spec_of(self._meta(ref)) for ref in call.arguments)
+        planned.arguments = planned.arguments or specs
+        assert planned.arguments == specs, f"{package} is called with different shapes"
+        return call
+
+    def stage(
+        self, name: str, group: Group, phase: Phase, calls: Sequence[Call], makes: str | None = None
+    ) -> str:
+        """Add a stage: calls that are captured and replayed together; return its name.
+
+        Args:
+            makes: the buffer with the result by which the stage's error is told.
+        """
+        assert name not in self.plan.stages, f"stage {name}: there are two"
+        self.plan.stages[name] = StageSpec(
+            name=name,
+            group=group,
+            phase=phase,
+            calls=tuple(calls),
+            makes=None if makes is None else buffer(makes),
+        )
+        return name
+
+    def _trace(self, planned: PlannedPackage, inputs: Sequence[Ref], outputs: int) -> None:
+        """Run a package's module on the meta device, for the shapes of its results."""
+        module = planned.module.stage
+        states = module.states("meta")
+        keywords = {"states": states} if states else {}
+        tensors = tuple(self._meta(ref) for ref in inputs)
+        parameters = {name: value.to("meta") for name, value in module.state_dict().items()}
+        with torch.no_grad(), torch.device("meta"):
+            planned.results = as_tuple(functional_call(module, parameters, tensors, keywords))
+        planned.module = FlatModule(module, len(inputs), outputs)
+
+    def _declare_results(
+        self, planned: PlannedPackage, outputs: Names, kind: BufferKind
+    ) -> tuple[Ref, ...]:
+        roles = outputs if isinstance(outputs, Mapping) else {}
         for name, result in zip(outputs, planned.results, strict=True):
-            self._declare(name, result, kind, is_plan)
-        rows = "" if state_rows is None else f"[0:{state_rows}]"
-        for name, state in state_tensors.items():
-            if state_rows is None:
-                self._declare(f"{prefix}{name}", state, "state", is_plan)
-        if is_plan:
-            weight_names = []
-            prefixes: Mapping[str, str] = getattr(module, "weight_prefixes", {})
-            for name, value in module.state_dict().items():
-                if value.device.type == "meta":
-                    head, _, tail = name.partition(".")
-                    planned.baked[name] = weight = f"{prefixes.get(head, head)}.{tail}"
-                    self.plan.baked[weight] = self._weight_spec(value)
-        else:
-            weight_names = [f"{weights}.{name}" for name in module.state_dict()]
-        for name, value in zip(weight_names, module.state_dict().values(), strict=False):
-            if value.device.type != "meta":
+            self._declare(name, result, roles.get(name, "activation"), kind, planned)
+        return tuple(buffer(name) for name in outputs)
+
+    def _declare_states(
+        self, planned: PlannedPackage, prefix: str, rows: int | None
+    ) -> tuple[Ref, ...]:
+        module, refs = planned.module.stage, []
+        roles = module.roles()
+        for own, state in module.states("meta").items():
+            name = f"{prefix}.{own}" if prefix else own
+            if rows is None:
+                self._declare(name, state, roles.get(own, "activation"), "state", planned)
+            refs.append(buffer(name, None if rows is None else (0, rows)))
+        return tuple(refs)
+
+    def _declare_weights(self, planned: PlannedPackage, prefix: str) -> tuple[str, ...]:
+        """Declare what the calls of a package name; what a plan bakes in is no argument."""
+        names = []
+        for own, value in planned.module.stage.state_dict().items():
+            is_table = value.device.type != "meta"
+            if planned.bakes:
+                if not is_table:
+                    name = planned.baked[own] = planned.baked_name(own)
+                    self.plan.baked[name] = self._weight_spec(value)
+                continue
+            names.append(name := f"{prefix}.{own}")
+            if is_table:
                 self.table(name, value)
             else:
                 self.plan.weights[name] = self._weight_spec(value)
-        arguments = (
-            *inputs,
-            *outputs,
-            *(f"{prefix}{name}{rows}" for name in state_tensors),
-            *(f"w:{name}" for name in weight_names),
-        )
-        read = {split_rows(name)[0] for name in inputs}
-        planned.overwrites |= {
-            index for index, name in enumerate(outputs) if split_rows(name)[0] in read
-        }
-        specs = tuple(self._spec(name) for name in arguments)
-        planned.arguments = planned.arguments or specs
-        assert planned.arguments == specs, f"{package} is called with different shapes"
-        return Call(package=package, arguments=arguments)
+        return tuple(names)
 
-    def stage(self, name: str, group: Group, phase: Phase, calls: Sequence[Call]) -> None:
-        """Add a stage: calls that are captured and replayed together."""
-        self.plan.stages.append(StageSpec(name=name, group=group, phase=phase, calls=tuple(calls)))
-
-    def _declare(self, name: str, meta: Tensor, kind: BufferKind, is_plan: bool = False) -> None:
+    def _declare(
+        self,
+        name: str,
+        meta: Tensor,
+        role: Role,
+        kind: BufferKind,
+        maker: PlannedPackage | None = None,
+    ) -> None:
         layout = torch.contiguous_format
         if meta.ndim == 4 and meta.is_contiguous(memory_format=torch.channels_last):
             layout = torch.channels_last
-        if is_plan and not (meta.itemsize == 2 and meta.ndim == 4 and meta.shape[1] % 8 == 0):
-            layout = torch.contiguous_format  # TensorRT's channels-last format is HWC8, of 16 bits
+        if maker is not None and maker.bakes and not _is_hwc8(meta):
+            layout = torch.contiguous_format
         stride = torch.empty_like(meta, memory_format=layout).stride()
-        spec = BufferSpec(
-            shape=tuple(meta.shape), dtype=dtype_name(meta.dtype), stride=stride, kind=kind
-        )
+        shape, dtype = tuple(meta.shape), dtype_name(meta.dtype)
+        spec = BufferSpec(shape=shape, dtype=dtype, stride=stride, kind=kind, role=role)
         known = self.plan.buffers.setdefault(name, spec)
         assert known.shape == spec.shape and known.dtype == spec.dtype, f"buffer {name}: two shapes"
 
-    def _spec(self, argument: str) -> TensorSpec:
-        if argument.startswith("w:"):
-            return self.plan.weights[argument[2:]]
-        return spec_of(self._meta(argument))
-
-    def _meta(self, argument: str) -> Tensor:
-        if argument.startswith("w:"):
-            return meta_tensor(self.plan.weights[argument[2:]])
-        name, first, last = split_rows(argument)
-        tensor = meta_tensor(self.plan.buffers[name])
-        return tensor if first is None else tensor[first:last]
+    def _meta(self, ref: Ref) -> Tensor:
+        specs = self.plan.weights if ref.kind == "weight" else self.plan.buffers
+        tensor = meta_tensor(specs[ref.name])
+        return tensor if ref.rows is None else tensor[slice(*ref.rows)]
 
     def _weight_spec(self, value: Tensor) -> TensorSpec:
         layout = torch.contiguous_format
@@ -229,24 +224,6 @@ class PlanBuilder:
         return spec_of(torch.empty_like(value, memory_format=layout))
 
 
-def as_tuple(results: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return a module's results as a tuple."""
-    return results if isinstance(results, tuple) else (results,)
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Return ``bfloat16`` for ``torch.bfloat16``."""
-    return str(dtype).removeprefix("torch.")
-
-
-def spec_of(tensor: Tensor) -> TensorSpec:
-    """Return shape, dtype and strides of a tensor."""
-    return TensorSpec(
-        shape=tuple(tensor.shape), dtype=dtype_name(tensor.dtype), stride=tensor.stride()
-    )
-
-
-def meta_tensor(spec: TensorSpec) -> Tensor:
-    """Return a meta tensor of a spec."""
-    dtype = getattr(torch, spec.dtype)
-    return torch.empty_strided(spec.shape, spec.stride, dtype=dtype, device="meta")
+def _is_hwc8(meta: Tensor) -> bool:
+    """Return whether TensorRT's channels-last format, of 16 bits, holds a tensor."""
+    return meta.itemsize == 2 and meta.ndim == 4 and meta.shape[1] % 8 == 0

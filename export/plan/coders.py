@@ -1,6 +1,6 @@
-"""The encode and decode stages of a plan: frames to noisy latents, latents to frames."""
+"""An autoencoder's stages as packages: frames to noisy latents, latents to frames."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import torch
 
@@ -10,110 +10,111 @@ from sdrt.engine.preset.preset import Preset
 from sdrt.engine.stream import Intake, LatentDecoder, LatentEncoder, MixNoise
 from sdrt.engine.taehv.model import TaehvDecoder, TaehvEncoder
 from sdrt.engine.wan_vae.model import WanVaeDecoder, WanVaeEncoder
-from sdrt.export.plan.builder import PlanBuilder
+from sdrt.export.plan.draft import Draft
 from sdrt.export.tune.wan_vae import largest_call
-from sdrt.runtime.directory.manifest import Phase
+from sdrt.runtime.directory.specs import Phase, Role
 
 
-def encoder_results(phase: Phase) -> list[str]:
-    """Return the buffers that an encode stage fills: the noisy chunk and, but first, a timestep."""
-    return ["noisy.first"] if phase == "first" else ["encoded.noisy", "encoded.timestep"]
+def declare_input(draft: Draft, phase: Phase, latent_frames: int) -> int:
+    """Declare what an encode stage takes, frames and noise; return the number of frames."""
+    stream, frames = draft.preset.stream, input_frames(draft.preset, phase, latent_frames)
+    shape = (frames, stream.height, stream.width, 3)
+    draft.builder.buffer(f"frames.{phase}", shape, torch.uint8, "picture")
+    draft.latents(f"noise.{phase}", latent_frames, role="noise")
+    return frames
+
+
+def input_frames(preset: Preset, phase: Phase, latent_frames: int) -> int:
+    """Return the frames that an encoder makes ``latent_frames`` of.
+
+    The Wan VAE encodes the very first frame alone. TAEHV has no such frame: whole groups of
+    four keep its output, whose first three frames are dropped, on the input's frames.
+    """
+    alone = phase == "first" and preset.encoder == "wan-vae"
+    return 4 * latent_frames - 3 if alone else 4 * latent_frames
+
+
+def motion_noise(draft: Draft, kind: type[MotionNoise], phase: Phase) -> MotionNoise:
+    """Return what chooses a chunk's noise scale, and the timestep that goes with it."""
+    schedule, stream = draft.preset.schedule, draft.preset.stream
+    assert schedule.noise_scale is not None
+    size = (stream.height, stream.width)
+    return kind(schedule.noise_scale, schedule.num_train_timesteps, *size, first=phase == "first")
+
+
+def latent_encoder(draft: Draft, phase: Phase, frames: int) -> LatentEncoder:
+    """Return the encoder of ``frames`` pixel frames, as the preset normalises its latents."""
+    preset, first = draft.preset, phase == "first"
+    size = (preset.stream.height, preset.stream.width)
+    if preset.encoder == "wan-vae":
+        encoder: PackageModule = WanVaeEncoder(
+            preset.wan_vae, *size, frames, first, draft.how, largest_call(preset)
+        )
+    else:
+        encoder = TaehvEncoder(preset.taehv, *size, frames, first, draft.how)
+    return LatentEncoder(encoder, preset.latents.normalise_encoder)
+
+
+def latent_decoder(draft: Draft, phase: Phase, latent_frames: int) -> LatentDecoder:
+    """Return the decoder of ``latent_frames``, as the preset de-normalises them."""
+    preset, first = draft.preset, phase == "first"
+    size = (preset.stream.height, preset.stream.width)
+    if preset.decoder == "wan-vae":
+        decoder: PackageModule = WanVaeDecoder(
+            preset.wan_vae, *size, latent_frames, first, draft.how, largest_call(preset)
+        )
+    else:
+        decoder = TaehvDecoder(preset.taehv, *size, latent_frames, first, draft.how)
+    return LatentDecoder(decoder, preset.latents.denormalise_decoder)
 
 
 class CoderStages:
-    """The part of a pipeline that plans the autoencoder's stages."""
+    """Lays out an autoencoder's stages, each of a few packages."""
 
-    preset: Preset
-    builder: PlanBuilder
-    dtype: torch.dtype
-    latent: tuple[int, int]
-    """Height and width of a latent frame."""
-    choices: Mapping[str, str]
+    def __init__(self, draft: Draft) -> None:
+        self.draft, self.builder, self.preset = draft, draft.builder, draft.preset
 
-    def _encode(self, phase: Phase, latent_frames: int) -> None:
-        builder, preset, stream = self.builder, self.preset, self.preset.stream
-        first, suffix = phase == "first", f".{phase}"
-        size = (stream.height, stream.width)
-        signed = preset.encoder == "wan-vae"
-        frames = self._input_frames(phase, latent_frames)
-        scale = preset.schedule.noise_scale
-        assert scale is not None
-        builder.buffer(f"frames{suffix}", (frames, *size, 3), torch.uint8)
-        builder.buffer(f"noise{suffix}", (latent_frames, 16, *self.latent), torch.float32)
+    def encode(self, phase: Phase, latent_frames: int, results: Sequence[str]) -> str:
+        """Add an encode stage, as :class:`CoderLayout` has it."""
+        builder, draft, suffix = self.builder, self.draft, f".{phase}"
+        frames = declare_input(draft, phase, latent_frames)
+        signed = self.preset.encoder == "wan-vae"
+        name = "vae_encoder" if self.preset.encoder == "wan-vae" else "taehv_encoder"
         builder.package(
             f"intake{suffix}",
             lambda: Intake(
-                FramesToPixels(signed, self.dtype),
-                MotionNoise(scale, preset.schedule.num_train_timesteps, *size, first=first),
+                FramesToPixels(signed, draft.dtype), motion_noise(draft, MotionNoise, phase)
             ),
         )
-        name = "vae_encoder" if preset.encoder == "wan-vae" else "taehv_encoder"
-        builder.package(
-            f"{name}{suffix}",
-            lambda: LatentEncoder(self._encoder(frames, first), preset.latents.normalise_encoder),
-        )
+        builder.package(f"{name}{suffix}", lambda: latent_encoder(draft, phase, frames))
         builder.package(f"mix_noise{suffix}", MixNoise)
         pixels, latents = f"pixels_in{suffix}", f"latents_in{suffix}"
-        encoded = encoder_results(phase)
+        noisy, *timestep = results
+        taken: dict[str, Role] = {pixels: "pixels", "noise_scale": "noise_scale"}
+        taken |= dict.fromkeys(timestep, "timestep")
+        encoded: dict[str, Role] = {latents: "latent"}
+        mixed: dict[str, Role] = {noisy: "latent"}
+        weights = self.preset.encoder
         calls = [
-            builder.call(
-                f"intake{suffix}",
-                [f"frames{suffix}"],
-                [pixels, "noise_scale", *encoded[1:]],
-                states="intake",
-            ),
-            builder.call(
-                f"{name}{suffix}", [pixels], [latents], states="encoder", weights=preset.encoder
-            ),
-            builder.call(
-                f"mix_noise{suffix}",
-                [latents, f"noise{suffix}", "noise_scale"],
-                encoded[:1],
-            ),
+            builder.call(f"intake{suffix}", [f"frames{suffix}"], taken, states="intake"),
+            builder.call(f"{name}{suffix}", [pixels], encoded, states="encoder", weights=weights),
+            builder.call(f"mix_noise{suffix}", [latents, f"noise{suffix}", "noise_scale"], mixed),
         ]
-        builder.stage(name, "encode", phase, calls)
+        return builder.stage(f"{name}{suffix}", "encode", phase, calls, latents)
 
-    def _input_frames(self, phase: Phase, latent_frames: int) -> int:
-        """Return the frames that an encoder makes ``latent_frames`` of.
-
-        The Wan VAE encodes the very first frame alone. TAEHV has no such frame: whole groups of
-        four keep its output, whose first three frames are dropped, on the input's frames.
-        """
-        alone = phase == "first" and self.preset.encoder == "wan-vae"
-        return 4 * latent_frames - 3 if alone else 4 * latent_frames
-
-    def _encoder(self, frames: int, first: bool) -> PackageModule:
-        preset, size = self.preset, (self.preset.stream.height, self.preset.stream.width)
-        if preset.encoder == "wan-vae":
-            return WanVaeEncoder(
-                preset.wan_vae, *size, frames, first, self.choices, largest_call(preset)
-            )
-        return TaehvEncoder(preset.taehv, *size, frames, first, self.choices)
-
-    def _decoder(self, latent_frames: int, first: bool) -> PackageModule:
-        preset, size = self.preset, (self.preset.stream.height, self.preset.stream.width)
-        if preset.decoder == "wan-vae":
-            return WanVaeDecoder(
-                preset.wan_vae, *size, latent_frames, first, self.choices, largest_call(preset)
-            )
-        return TaehvDecoder(preset.taehv, *size, latent_frames, first, self.choices)
-
-    def _decode(self, phase: Phase, latent_frames: int, latent: str) -> None:
-        builder, preset = self.builder, self.preset
-        first, suffix = phase == "first", f".{phase}"
-        name = "vae_decoder" if preset.decoder == "wan-vae" else "taehv_decoder"
-        builder.package(
-            f"{name}{suffix}",
-            lambda: LatentDecoder(
-                self._decoder(latent_frames, first), preset.latents.denormalise_decoder
-            ),
-        )
-        builder.package(f"frames_out{suffix}", lambda: PixelsToFrames(preset.decoder == "wan-vae"))
+    def decode(self, phase: Phase, latent_frames: int, latent: str) -> str:
+        """Add a decode stage, as :class:`CoderLayout` has it."""
+        builder, draft, suffix = self.builder, self.draft, f".{phase}"
+        signed = self.preset.decoder == "wan-vae"
+        name = "vae_decoder" if self.preset.decoder == "wan-vae" else "taehv_decoder"
+        builder.package(f"{name}{suffix}", lambda: latent_decoder(draft, phase, latent_frames))
+        builder.package(f"frames_out{suffix}", lambda: PixelsToFrames(signed))
         pixels = f"pixels_out{suffix}"
+        decoded: dict[str, Role] = {pixels: "pixels"}
+        pictures: dict[str, Role] = {f"frames_out{suffix}": "picture"}
+        weights = self.preset.decoder
         calls = [
-            builder.call(
-                f"{name}{suffix}", [latent], [pixels], states="decoder", weights=preset.decoder
-            ),
-            builder.call(f"frames_out{suffix}", [pixels], [f"frames_out{suffix}"]),
+            builder.call(f"{name}{suffix}", [latent], decoded, states="decoder", weights=weights),
+            builder.call(f"frames_out{suffix}", [pixels], pictures),
         ]
-        builder.stage(name, "decode", phase, calls)
+        return builder.stage(f"{name}{suffix}", "decode", phase, calls, pixels)

@@ -10,9 +10,10 @@ from torch import Tensor
 from sdrt.engine.module import PackageModule
 from sdrt.engine.preset.preset import Preset
 from sdrt.export.describe import describe
-from sdrt.export.plan.builder import Plan, PlannedPackage, as_tuple
+from sdrt.export.plan.plan import Plan, PlannedPackage, as_tuple
 from sdrt.kernels.dispatch import references
 from sdrt.runtime.directory.manifest import PackageSpec, TextSpec, WeightsSpec
+from sdrt.runtime.engine import Engine
 from sdrt.runtime.programs.aoti import Program
 from sdrt.runtime.session import Session
 
@@ -83,4 +84,4 @@ def rehearsal(
     weights = WeightsSpec(source="", synthetic=False, files=())
     text = text or TextSpec(kind="hashed-words")
     manifest = describe(plan, preset, device, packages, weights, text)
-    return Session(manifest, programs, tables, device, directory, capture=False)
+    return Engine(manifest, programs, tables, device, directory).session(capture=False)

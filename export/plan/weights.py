@@ -10,7 +10,7 @@ from sdrt.engine.preset.preset import Preset
 from sdrt.engine.taehv import model as taehv
 from sdrt.engine.wan_vae import weights as wan_vae_weights
 from sdrt.engine.weights.source import Source
-from sdrt.export.plan.builder import Plan
+from sdrt.export.plan.plan import Plan
 
 
 def plan_weights(

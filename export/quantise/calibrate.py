@@ -10,8 +10,9 @@ from torch import Tensor
 
 from sdrt.engine.preset.preset import Preset
 from sdrt.engine.weights.source import Source
-from sdrt.export.plan.builder import PlannedPackage
 from sdrt.export.plan.eager import EagerPlan, rehearsal
+from sdrt.export.plan.make import make_plan
+from sdrt.export.plan.plan import PlannedPackage
 from sdrt.export.plan.weights import plan_weights
 from sdrt.export.quantise.fp8 import (
     Linears,
@@ -21,7 +22,6 @@ from sdrt.export.quantise.fp8 import (
     through_fp8,
 )
 from sdrt.export.tensorrt.choice import choose_backends
-from sdrt.export.tensorrt.stages import make_pipeline
 from sdrt.kernels.errors import SdrtError
 from sdrt.kernels.measure import relative_error
 from sdrt.runtime.demo import sample_clip
@@ -74,7 +74,7 @@ class _Model:
     def run(self, wrap: Callable[[str, PlannedPackage, EagerPlan], object], say) -> Tensor:
         """Stream with each program as ``wrap`` returns it; return the last latents."""
         backends = choose_backends(self.preset, "tensorrt", [])
-        plan = make_pipeline(self.preset, self.ranges, self.device.type, backends).plan()
+        plan = make_plan(self.preset, self.ranges, self.device.type, backends)
         baked = dict(plan_weights(plan, self.preset, self.source, self.device, baked=True))
         tables = dict(plan_weights(plan, self.preset, self.source, self.device))
         programs = {}
@@ -93,13 +93,12 @@ class _Model:
             say(step / (last + 1), step == last)
             count = session.chunk_frames()
             session.step(np.stack([next(frames) for _ in range(count)]) if count else None)
-        name = "latent" if "latent" in session.buffers else "latent.steady"
-        return session.buffers[name].float().clone()
+        return session.steps.result("diffuse", last).float().clone()
 
     def _frames(self, session: Session) -> Iterator[np.ndarray]:
         """Yield the material at the stream's size; there is enough of it."""
-        stream, flow = self.preset.stream, session.flow
-        count = flow.first_chunk_frames + (self.material.steps - 1) * flow.chunk_frames
+        stream = session.stream
+        count = stream.first_frames_in + (self.material.steps - 1) * stream.frames_in
         clip = self.material.clip
         if clip is None:
             yield from sample_clip(count, stream.height, stream.width)

@@ -12,7 +12,7 @@ import torch
 from sdrt.engine.preset.preset import to_dict
 from sdrt.export.child import Child, ChildCrash
 from sdrt.export.folder import BAKED_FOLDER, discard_unfinished
-from sdrt.export.plan.builder import Plan
+from sdrt.export.plan.plan import Plan
 from sdrt.export.progress import Progress
 from sdrt.export.quantise.calibrate import Calibration, calibrate
 from sdrt.export.quantise.fp8 import is_quantised
@@ -252,12 +252,9 @@ def trial_device(request: Request) -> torch.device | None:
 
 def trial_integers(plan: Plan, name: str) -> dict[int, int]:
     """Return argument -> value of those integers of a plan that must not be zero: key counts."""
-    calls = [call for stage in plan.stages for call in stage.calls if call.package == name]
-    return {
-        index: 1
-        for index, argument in enumerate(calls[0].arguments)
-        if argument.partition(".")[0] == "valid"
-    }
+    call, *_ = plan.calls(name)
+    roles = [plan.buffers[ref.name].role for ref in call.arguments if ref.kind == "buffer"]
+    return {index: 1 for index, role in enumerate(roles) if role == "length"}
 
 
 def _with_check(spec: PackageSpec, error: float | None) -> PackageSpec:

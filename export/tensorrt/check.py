@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from sdrt.engine.preset.preset import Preset
-from sdrt.export.plan.builder import Plan, meta_tensor
 from sdrt.export.plan.eager import EagerPlan
+from sdrt.export.plan.plan import Plan, meta_tensor
 from sdrt.export.tensorrt.coders import FIXED_POINT
 from sdrt.export.tensorrt.onnx import export_stage
 from sdrt.export.tensorrt.onnxruntime import TOLERANCE, CheckError, OrtProgram
-from sdrt.runtime.directory.manifest import split_rows
+from sdrt.runtime.directory.specs import Call, Phase, Ref, Role
 
 
 class StageCheck:
@@ -25,7 +25,10 @@ class StageCheck:
     def __init__(self, preset: Preset, plan: Plan) -> None:
         """Take a plan in float32, and the preset it is of."""
         self._preset, self._plan = preset, plan
-        self._calls = {call.package: call for stage in plan.stages[::-1] for call in stage.calls}
+        self._calls: dict[str, tuple[Call, Phase]] = {}
+        for stage in plan.stages.values():
+            for call in stage.calls:
+                self._calls.setdefault(call.package, (call, stage.phase))
         self._handed_on: dict[str, Tensor] = {}
         self._generator = torch.Generator().manual_seed(0)
 
@@ -38,9 +41,9 @@ class StageCheck:
             CheckError: it is beyond the tolerance.
             ExportError: the stage cannot be exported.
         """
-        planned, call = self._plan.packages[name], self._calls[name]
+        planned, (call, phase) = self._plan.packages[name], self._calls[name]
         weights = {weight: tensor.float() for weight, tensor in weights.items()}
-        before = [self._sample(argument) for argument in call.arguments]
+        before = [self._sample(ref, phase) for ref in call.arguments]
         results = slice(planned.module.inputs, planned.module.inputs + planned.module.outputs)
         for result in before[results]:
             result.zero_()
@@ -49,8 +52,8 @@ class StageCheck:
         EagerPlan(planned, weights).run(eager)
         with torch.no_grad():
             OrtProgram(export_stage(planned, weights)).run(made)
-        for argument, value in zip(call.arguments[results], eager[results], strict=True):
-            self._handed_on[split_rows(argument)[0]] = value
+        for ref, value in zip(call.outputs, eager[results], strict=True):
+            self._handed_on[ref.name] = value
         worst = 0.0
         for argument, *tensors in zip(call.arguments, made, eager, before, strict=True):
             error = _difference(*tensors)
@@ -62,45 +65,44 @@ class StageCheck:
             worst = max(worst, error)
         return worst
 
-    def _sample(self, argument: str) -> Tensor:
+    def _sample(self, ref: Ref, phase: Phase) -> Tensor:
         """Return a value of an argument, in its shape and strides."""
-        name, first, last = split_rows(argument)
-        if name.startswith("w:"):
-            return self._plan.tables[name.removeprefix("w:")].clone()
-        whole = meta_tensor(self._plan.buffers[name])
-        meta = whole if first is None else whole[first:last]
+        if ref.kind == "weight":
+            return self._plan.tables[ref.name].clone()
+        spec = self._plan.buffers[ref.name]
+        whole = meta_tensor(spec)
+        meta = whole if ref.rows is None else whole[slice(*ref.rows)]
         value = torch.empty_strided(meta.shape, meta.stride(), dtype=meta.dtype)
-        known = self._handed_on.get(name)
+        known = self._handed_on.get(ref.name)
         if known is None:
-            known = self._typical(name, value)
-        elif first is not None and known.shape == whole.shape:
-            known = known[first:last]
+            known = self._typical(spec.role, value, phase)
+        elif ref.rows is not None and known.shape == whole.shape:
+            known = known[slice(*ref.rows)]
         return value.copy_(known)
 
-    def _typical(self, name: str, like: Tensor) -> Tensor:
+    def _typical(self, role: Role, like: Tensor, phase: Phase) -> Tensor:
         """Return what a stream past its full window has in a buffer, or noise."""
         preset, window = self._preset, self._preset.stream.window_frames
-        last = name.rpartition(".")[2]
-        if name.startswith("timestep") or name == "rows.timestep":
-            return self._plan.tables["schedule.timesteps"][: len(like)].reshape(like.shape)
-        if name.startswith("next_sigma"):
-            return self._plan.tables["schedule.next_sigmas"][:1]
-        if name == "rows.position":
-            return window + 2 - torch.arange(len(like))
-        if last == "noise_scale_fixed":
-            return torch.tensor([round((preset.schedule.noise_scale or 0) * FIXED_POINT)])
-        if last == "queue":
-            slots = preset.effective_sink_frames + torch.arange(like.shape[1])
-            return slots.clamp(max=window - 1)
-        if name == "frame":
-            return torch.tensor(window + preset.stream.chunk_latent_frames)
-        if last == "count":
-            return torch.tensor(1)
-        if like.dtype == torch.uint8:
-            return torch.randint(0, 256, like.shape, generator=self._generator)
+        match role:
+            case "timestep":
+                return self._plan.tables["schedule.timesteps"][: len(like)].reshape(like.shape)
+            case "sigma":
+                return self._plan.tables["schedule.next_sigmas"][:1]
+            case "position":
+                now = 0 if phase == "first" else window + preset.stream.chunk_latent_frames + 1
+                return now - torch.arange(len(like))
+            case "noise_scale":
+                return torch.tensor([round((preset.schedule.noise_scale or 0) * FIXED_POINT)])
+            case "queue":
+                slots = preset.effective_sink_frames + torch.arange(like.shape[1])
+                return slots.clamp(max=window - 1)
+            case "count":
+                return torch.tensor(1)
+            case "picture":
+                return torch.randint(0, 256, like.shape, generator=self._generator)
         if like.is_floating_point():
             return torch.randn(like.shape, generator=self._generator)
-        return torch.tensor(0)  # a result, or the first chunk's position
+        return torch.tensor(0)  # a result
 
 
 def _difference(made: Tensor, reference: Tensor, before: Tensor) -> float:

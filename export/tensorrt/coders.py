@@ -1,5 +1,7 @@
 """Encode and decode stages as TensorRT takes them: frames to noisy latents, latents to frames."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -46,6 +48,9 @@ class OnnxMotionNoise(MotionNoise):
         del states["noise_scale"]
         return states | {"noise_scale_fixed": torch.zeros(1, dtype=torch.int64, device=device)}
 
+    def roles(self) -> dict[str, Any]:
+        return {"last_frame": "picture", "noise_scale_fixed": "noise_scale"}
+
     def forward(
         self, frames: Tensor, *, states: dict[str, Tensor]
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -84,6 +89,9 @@ class EncodeStage(PackageModule):
         return {f"intake.{name}": state for name, state in intake.items()} | {
             f"encoder.{name}": state for name, state in encoder.items()
         }
+
+    def roles(self) -> dict[str, Any]:
+        return {f"intake.{name}": role for name, role in self.intake.roles().items()}
 
     def forward(
         self, frames: Tensor, noise: Tensor, *, states: dict[str, Tensor]

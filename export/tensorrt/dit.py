@@ -247,6 +247,13 @@ class DitRange(PackageModule):
                 states[f"ring.bhnd.{layer}.{name}"] = state
         return states
 
+    def roles(self) -> dict[str, Any]:
+        shift = {} if self.rows is None else self.rows.roles()
+        roles = {f"rows.{name}": role for name, role in shift.items()}
+        for layer, block in self._blocks():
+            roles |= {f"ring.bhnd.{layer}.{name}": role for name, role in block.roles().items()}
+        return roles
+
     def forward(self, *inputs: Tensor, states: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """Run the range.
 

@@ -13,8 +13,8 @@ from onnxscript.optimizer import optimize_ir
 from torch import Tensor, nn
 
 from sdrt.engine.module import PackageModule
-from sdrt.export.plan.builder import PlannedPackage, as_tuple
 from sdrt.export.plan.eager import with_weights
+from sdrt.export.plan.plan import PlannedPackage, as_tuple
 from sdrt.kernels.errors import SdrtError
 
 OPSET = 24

@@ -1,16 +1,24 @@
-"""The plan of a preset whose stages, all or some, are TensorRT's: one package a stage or range."""
+"""Stages as TensorRT plans: a stage or a range of the DiT is one package, its weights inside.
 
-from collections.abc import Mapping, Sequence
+Where a stage is TensorRT's, what Inductor has as small packages around it is part of its plan. One
+plan serves *filling* and *steady*, since the valid length is on the device, and the clean pass too:
+its weights are stored once.
+"""
+
+from collections.abc import Sequence
 from functools import partial
 
-import torch
-
 from sdrt.engine.dit.embeddings import DitOut
-from sdrt.engine.preset.preset import Preset
-from sdrt.engine.stream import Intake, LatentDecoder, LatentEncoder, ShiftRows
-from sdrt.export.plan.coders import encoder_results
-from sdrt.export.plan.pipeline import SHIFTED, Pipeline
-from sdrt.export.tensorrt.choice import BackendError, RingMode
+from sdrt.engine.stream import Intake, ShiftRows
+from sdrt.export.plan.coders import (
+    declare_input,
+    latent_decoder,
+    latent_encoder,
+    motion_noise,
+)
+from sdrt.export.plan.dit import SHARED, DitPass
+from sdrt.export.plan.draft import Draft
+from sdrt.export.tensorrt.choice import BackendError
 from sdrt.export.tensorrt.coders import (
     DecodeStage,
     EncodeStage,
@@ -19,10 +27,17 @@ from sdrt.export.tensorrt.coders import (
     OnnxPixelsToFrames,
 )
 from sdrt.export.tensorrt.dit import DitRange, OnnxDitBlock, OnnxDitIn, PromptRange
-from sdrt.runtime.directory.manifest import Backend, Phase
+from sdrt.runtime.directory.manifest import Backend
+from sdrt.runtime.directory.specs import Phase, Ref, Role, buffer
 
 RANGE_BLOCKS = 10
 """Blocks of one plan: builds stay short and small, and a changed weight rebuilds one range."""
+
+HANDED_ON: dict[str, Role] = {
+    **{name: SHARED[name] for name in ("e0", "cos", "sin", "valid")},
+    "ring_places": "ring_rows",
+}
+"""What the first range hands to the others, in their order."""
 
 
 def default_ranges(layers: int) -> tuple[tuple[int, int], ...]:
@@ -32,186 +47,161 @@ def default_ranges(layers: int) -> tuple[tuple[int, int], ...]:
     return tuple(zip(ends[:-1], ends[1:], strict=True))
 
 
-def make_pipeline(
-    preset: Preset,
-    ranges: Sequence[tuple[int, int]],
-    device: str,
-    backends: Mapping[str, Backend],
-    ring: RingMode = "length",
-    choices: Mapping[str, str] | None = None,
-) -> Pipeline:
-    """Return the pipeline of a preset for the backends of its stages.
+class PlanCoderStages:
+    """Lays out an autoencoder whose stages are a plan each."""
 
-    Args:
-        ring: what the TensorRT that is used can do with the K/V ring.
-        choices: implementations of packages' ops, as :class:`Pipeline` takes them.
-    Raises:
-        BackendError: TensorRT cannot hold the preset's ring.
-    """
-    if all(backend == "inductor" for backend in backends.values()):
-        return Pipeline(preset, ranges, device, choices)
-    return TensorRtPipeline(preset, ranges, device, backends, ring, choices)
+    def __init__(self, draft: Draft, backend: Backend) -> None:
+        self.draft, self.builder, self.preset = draft, draft.builder, draft.preset
+        self.backend: Backend = backend
+
+    def encode(self, phase: Phase, latent_frames: int, results: Sequence[str]) -> str:
+        """Add an encode stage, as :class:`CoderLayout` has it."""
+        draft, preset = self.draft, self.preset
+        frames, signed = declare_input(draft, phase, latent_frames), preset.encoder == "wan-vae"
+        name = f"{'vae_encoder' if signed else 'taehv_encoder'}.{phase}"
+        self.builder.package(
+            name,
+            lambda: EncodeStage(
+                preset.encoder,
+                Intake(
+                    OnnxFramesToPixels(signed, draft.dtype),
+                    motion_noise(draft, OnnxMotionNoise, phase),
+                ),
+                latent_encoder(draft, phase, frames),
+            ),
+            self.backend,
+            bakes=True,
+        )
+        noisy, *timestep = results
+        made: dict[str, Role] = {noisy: "latent", **dict.fromkeys(timestep, "timestep")}
+        call = self.builder.call(name, [f"frames.{phase}", f"noise.{phase}"], made)
+        return self.builder.stage(name, "encode", phase, [call], noisy)
+
+    def decode(self, phase: Phase, latent_frames: int, latent: str) -> str:
+        """Add a decode stage, as :class:`CoderLayout` has it."""
+        draft, preset = self.draft, self.preset
+        signed = preset.decoder == "wan-vae"
+        name = f"{'vae_decoder' if signed else 'taehv_decoder'}.{phase}"
+        self.builder.package(
+            name,
+            lambda: DecodeStage(
+                preset.decoder,
+                latent_decoder(draft, phase, latent_frames),
+                OnnxPixelsToFrames(signed),
+            ),
+            self.backend,
+            bakes=True,
+        )
+        frames: dict[str, Role] = {f"frames_out.{phase}": "picture"}
+        call = self.builder.call(name, [latent], frames)
+        return self.builder.stage(name, "decode", phase, [call], f"frames_out.{phase}")
 
 
-class TensorRtPipeline(Pipeline):
-    """Builds the plan of a preset some of whose stages are TensorRT plans.
+class PlanDitStages:
+    """Lays out a DiT whose block ranges are a plan each."""
 
-    A stage keeps its name, group and phases; where it is TensorRT's, what Inductor has as small
-    packages around it is part of its plan. One plan serves *filling* and *steady*, since the
-    valid length is on the device, and the clean pass too: its weights are stored once.
-    """
+    def __init__(self, draft: Draft, backend: Backend) -> None:
+        """Prepare the stages.
 
-    def __init__(
-        self,
-        preset: Preset,
-        ranges: Sequence[tuple[int, int]],
-        device: str,
-        backends: Mapping[str, Backend],
-        ring: RingMode,
-        choices: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(preset, ranges, device, choices)
-        self.backends = backends
-        self.ring: RingMode = ring
+        Raises:
+            BackendError: TensorRT cannot hold the preset's ring.
+        """
+        self.draft, self.builder = draft, draft.builder
+        self.preset = preset = draft.preset
+        self.backend: Backend = backend
         frames, window = preset.stream.chunk_latent_frames, preset.stream.window_frames
         sink = preset.effective_sink_frames
-        if backends["dit"] != "inductor" and (window % frames or sink % frames):
+        if window % frames or sink % frames:
             raise BackendError(
                 f"stream.window_frames = {window}, sink frames = {sink}: TensorRT writes a chunk "
                 f"to the ring as a whole, so both must be multiples of "
                 f"chunk_latent_frames = {frames}; or use --stage-backend dit=inductor"
             )
 
-    def _prompt(self) -> None:
-        backend = self.backends["dit"]
-        if backend == "inductor":
-            return super()._prompt()
-        builder, dit = self.builder, self.preset.dit
-        shape = (1, dit.text_len, dit.text_dim)
-        builder.buffer("prompt_embeds", shape, torch.float32, "prompt")
-        calls = []
-        for first, last in self.ranges:
+    def prompt(self) -> None:
+        """Add the stage of what depends on the prompt only, a plan a range."""
+        dit, calls = self.preset.dit, []
+        for first, last in self.draft.ranges:
             package = f"prompt_range.{first}-{last}"
-            builder.package(package, partial(PromptRange, dit, first, last), backend)
+            make = partial(PromptRange, dit, first, last)
+            self.builder.package(package, make, self.backend, bakes=True)
             outputs = self._text(first, last)
-            calls.append(builder.call(package, ["prompt_embeds"], outputs, kind="prompt"))
-        builder.stage("prompt", "prompt", "any", calls)
+            calls.append(self.builder.call(package, ["prompt_embeds"], outputs, kind="prompt"))
+        self.builder.stage("prompt", "prompt", "any", calls)
 
-    def _encode(self, phase: Phase, latent_frames: int) -> None:
-        name = "vae_encoder" if self.preset.encoder == "wan-vae" else "taehv_encoder"
-        backend = self.backends[name]
-        if backend == "inductor":
-            return super()._encode(phase, latent_frames)
-        builder, preset, suffix = self.builder, self.preset, f".{phase}"
-        first, size = phase == "first", (preset.stream.height, preset.stream.width)
-        frames = self._input_frames(phase, latent_frames)
-        scale, signed = preset.schedule.noise_scale, preset.encoder == "wan-vae"
-        assert scale is not None
-        builder.buffer(f"frames{suffix}", (frames, *size, 3), torch.uint8)
-        builder.buffer(f"noise{suffix}", (latent_frames, 16, *self.latent), torch.float32)
-        timesteps = preset.schedule.num_train_timesteps
-        builder.package(
-            f"{name}{suffix}",
-            lambda: EncodeStage(
-                preset.encoder,
-                Intake(
-                    OnnxFramesToPixels(signed, self.dtype),
-                    OnnxMotionNoise(scale, timesteps, *size, first=first),
-                ),
-                LatentEncoder(self._encoder(frames, first), preset.latents.normalise_encoder),
-            ),
-            backend,
-        )
-        inputs = [f"frames{suffix}", f"noise{suffix}"]
-        call = builder.call(f"{name}{suffix}", inputs, encoder_results(phase))
-        builder.stage(name, "encode", phase, [call])
+    def run(self, dit_pass: DitPass) -> list[str]:
+        """Add the stages of a pass, as :class:`DitLayout` has it."""
+        last_range = len(self.draft.ranges) - 1
+        return [
+            self._range(dit_pass, index, index == last_range) for index in range(last_range + 1)
+        ]
 
-    def _decode(self, phase: Phase, latent_frames: int, latent: str) -> None:
-        name = "vae_decoder" if self.preset.decoder == "wan-vae" else "taehv_decoder"
-        backend = self.backends[name]
-        if backend == "inductor":
-            return super()._decode(phase, latent_frames, latent)
-        builder, preset = self.builder, self.preset
-        package, first = f"{name}.{phase}", phase == "first"
-        builder.package(
-            package,
-            lambda: DecodeStage(
-                preset.decoder,
-                LatentDecoder(
-                    self._decoder(latent_frames, first), preset.latents.denormalise_decoder
-                ),
-                OnnxPixelsToFrames(preset.decoder == "wan-vae"),
-            ),
-            backend,
-        )
-        call = builder.call(package, [latent], [f"frames_out.{phase}"])
-        builder.stage(name, "decode", phase, [call])
+    def _range(self, dit_pass: DitPass, index: int, is_last: bool) -> str:
+        """Add the stage of one range; the clean pass runs the same plan as any other."""
+        first, last = self.draft.ranges[index]
+        package = f"dit_range.{dit_pass.shape}.{first}-{last}"
+        make = partial(self._module, dit_pass, first, last)
+        self.builder.package(package, make, self.backend, bakes=True)
+        # The first chunk of a stream batch runs at batch 1 on row 0 of the rings.
+        rows = 1 if dit_pass.phase == "first" else None
+        inputs = self._inputs(dit_pass, index, is_last)
+        outputs = self._outputs(dit_pass, index, is_last)
+        call = self.builder.call(package, inputs, outputs, state_rows=rows)
+        name, makes = dit_pass.stage(first, last), dit_pass.result if is_last else None
+        return self.builder.stage(name, dit_pass.group, dit_pass.phase, [call], makes)
 
-    def _dit(
-        self,
-        phase: Phase,
-        shifts: bool,
-        inputs: tuple[str, str, str],
-        renoise: tuple[str, str] | None,
-        result: str,
-    ) -> None:
-        backend = self.backends["dit"]
-        if backend == "inductor":
-            return super()._dit(phase, shifts, inputs, renoise, result)
-        builder, threshold = self.builder, self.preset.stream.sink_refresh_threshold
-        batch, frames = builder.plan.buffers["latent.steady" if shifts else inputs[0]].shape[:2]
-        shape = "first" if phase == "first" else "chunk"
-        group = "diffuse" if renoise else "finalize"
-        if renoise is None:  # the same plans; what the head makes of it goes nowhere
-            renoise, result = ("next_sigma", "renoise"), "latent.unused"
-        refreshes = threshold >= 0 and phase != "first"
-        names = ("e0", "cos", "sin", "valid", "ring_places")
-        shared, e = [f"{name}.{shape}" for name in names], f"e.{shape}"
-        x = [f"x.{shape}.0", f"x.{shape}.1"]  # even ranges read the one, odd the other
-        for index, (first, last) in enumerate(self.ranges):
-            package = f"dit_range.{shape}.{first}-{last}"
-            is_last = last == self.preset.dit.num_layers
-            builder.package(
-                package,
-                partial(self._range, first, last, batch, frames, shifts, refreshes),
-                backend,
-            )
-            if first == 0:
-                arguments = list(SHIFTED if shifts else inputs)
-                handed_on = [e, *shared, *(["rows.latent"] if shifts else [])]
-            else:
-                where = inputs[2] if refreshes else shared[-1]
-                arguments = [x[index % 2], *shared[:-1], where]
-                arguments += [e, *inputs[:2]] if is_last else []
-                handed_on = []
-            arguments += self._text(first, last) + (list(renoise) if is_last else [])
-            outputs = [result] if is_last else [x[(index + 1) % 2], *handed_on]
-            # The first chunk runs at batch 1 on row 0 of the rings.
-            rows = 1 if phase == "first" and self.stream_batch else None
-            call = builder.call(package, arguments, outputs, state_rows=rows)
-            builder.stage(f"dit[{first}:{last}]", group, phase, [call])
+    def _inputs(self, dit_pass: DitPass, index: int, is_last: bool) -> list[str | Ref]:
+        """Return what a range takes, in the order of :meth:`DitRange.forward`."""
+        first, last = self.draft.ranges[index]
+        own = (dit_pass.latent, dit_pass.timestep, dit_pass.position)
+        inputs: list[str | Ref] = list(dit_pass.shift or own)
+        if index:
+            *shared, places = (f"{name}.{dit_pass.shape}" for name in HANDED_ON)
+            where = dit_pass.position if self._refreshes(dit_pass) else places
+            inputs = [f"x.{dit_pass.shape}.{index % 2}", *shared, where]
+            inputs += [f"e.{dit_pass.shape}", *own[:2]] if is_last else []
+        text = self._text(first, last)
+        return [*inputs, *text, *([dit_pass.next_sigma, dit_pass.noise] if is_last else [])]
 
-    def _range(
-        self, first: int, last: int, batch: int, frames: int, shifts: bool, refreshes: bool
-    ) -> DitRange:
+    def _outputs(self, dit_pass: DitPass, index: int, is_last: bool) -> dict[str, Role]:
+        """Return what a range makes: even ranges read the one residual stream, odd the other."""
+        if is_last:  # what the head makes of a clean pass goes nowhere
+            return {dit_pass.result or "latent.unused": "latent"}
+        shape = dit_pass.shape
+        made: dict[str, Role] = {f"x.{shape}.{(index + 1) % 2}": "activation"}
+        if index == 0:
+            made[f"e.{shape}"] = "activation"
+            made |= {f"{name}.{shape}": role for name, role in HANDED_ON.items()}
+            made |= {dit_pass.latent: "latent"} if dit_pass.shift else {}
+        return made
+
+    def _refreshes(self, dit_pass: DitPass) -> bool:
+        """Return whether the adaptive sink is at work."""
+        return self.preset.stream.sink_refresh_threshold >= 0 and dit_pass.phase != "first"
+
+    def _module(self, dit_pass: DitPass, first: int, last: int) -> DitRange:
         preset, stream, schedule = self.preset, self.preset.stream, self.preset.schedule
         dit, window, sink = preset.dit, stream.window_frames, preset.effective_sink_frames
+        latent = dit_pass.shift[0] if dit_pass.shift else dit_pass.latent
+        batch, frames = self.builder.plan.buffers[latent].shape[:2]
         timesteps = schedule.num_train_timesteps
-        threshold = stream.sink_refresh_threshold if refreshes else -1.0
-        sizes = (dit, batch, stream.tokens_per_frame)
-        blocks = {
-            layer: OnnxDitBlock(
-                *sizes, window, stream.sink_frames, False, threshold, ring=self.ring
-            )
-            for layer in range(first, last)
-        }
+        threshold = stream.sink_refresh_threshold if self._refreshes(dit_pass) else -1.0
+        sizes = (dit, batch, stream.tokens_per_frame, window, stream.sink_frames, False, threshold)
+        blocks = {layer: OnnxDitBlock(*sizes, ring=self.draft.ring) for layer in range(first, last)}
         embeddings = head = None
+        size = self.draft.latent_size
         if first == 0:
-            embeddings = OnnxDitIn(dit, *self.latent, frames, window, sink, timesteps=timesteps)
+            embeddings = OnnxDitIn(dit, *size, frames, window, sink, timesteps=timesteps)
         if last == dit.num_layers:
-            head = DitOut(dit, *self.latent, schedule.shift, timesteps)
-        rows = ShiftRows(self.steps) if shifts and first == 0 else None
+            head = DitOut(dit, *size, schedule.shift, timesteps)
+        rows = ShiftRows(self.draft.steps) if dit_pass.shift and first == 0 else None
         return DitRange(blocks, embeddings, head, rows)
+
+    def ring_rows(self, row: int) -> list[Ref]:
+        """Return one row's K and V rings, layer by layer."""
+        layers = range(self.preset.dit.num_layers)
+        rings = [f"ring.bhnd.{layer}.{part}" for layer in layers for part in "kv"]
+        return [buffer(name, (row, row + 1)) for name in rings]
 
     def _text(self, first: int, last: int) -> list[str]:
         """Names of the prompt's K and V; their layout differs from Inductor's."""

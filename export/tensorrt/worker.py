@@ -14,7 +14,8 @@ from torch import Tensor
 
 from sdrt.engine.preset.preset import Preset, from_dict
 from sdrt.export.child import Requests
-from sdrt.export.plan.builder import Plan, PlannedPackage
+from sdrt.export.plan.make import make_plan
+from sdrt.export.plan.plan import Plan, PlannedPackage
 from sdrt.export.tensorrt.builder import (
     BuildReport,
     Cancelled,
@@ -27,7 +28,6 @@ from sdrt.export.tensorrt.check import StageCheck
 from sdrt.export.tensorrt.fp8_nodes import insert_fp8
 from sdrt.export.tensorrt.onnx import ExportError, OnnxStage, export_stage
 from sdrt.export.tensorrt.onnxruntime import CheckError
-from sdrt.export.tensorrt.stages import make_pipeline
 from sdrt.runtime.directory.manifest import EngineSpec
 
 
@@ -182,7 +182,7 @@ class Worker:
     def _make_plan(self, preset: Preset) -> Plan:
         ranges = [tuple(part) for part in self._setup["ranges"]]
         device, backends = self._setup["device"], self._setup["backends"]
-        return make_pipeline(preset, ranges, device, backends, self._settings.ring).plan()
+        return make_plan(preset, ranges, device, backends, self._settings.ring)
 
 
 def serve(requests: Requests) -> None:

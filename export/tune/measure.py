@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdrt.engine.convs import FUSED
 from sdrt.engine.preset.preset import Preset
-from sdrt.export.plan.pipeline import DTYPES
+from sdrt.export.plan.draft import DTYPES
 from sdrt.export.tune.taehv import taehv_questions
 from sdrt.export.tune.wan_vae import Candidates, Question, vae_questions
 from sdrt.kernels import ring_attention as attention

@@ -3,49 +3,43 @@
 import hashlib
 import json
 import shlex
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from sdrt.kernels.errors import SdrtError
+from sdrt.runtime.directory.specs import (
+    BufferSpec,
+    Condition,
+    Model,
+    Op,
+    Ref,
+    Replay,
+    StageSpec,
+    StepSpec,
+    StreamSpec,
+    TensorSpec,
+    all_ops,
+    op_refs,
+)
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+
 MANIFEST_NAME = "manifest.json"
 
 RTX_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
 """What plans of tensorrt_rtx are built for and run on; not sm_90 or sm_100."""
 
-Phase = Literal["first", "filling", "steady", "any"]
 Backend = Literal["inductor", "tensorrt", "tensorrt-rtx"]
-BufferKind = Literal["io", "state", "prompt"]
-Group = Literal["prompt", "encode", "diffuse", "decode", "finalize"]
 
 
 class ManifestError(SdrtError):
     """An engine directory cannot be used here; the message says why and what to do."""
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TensorSpec(_Model):
-    """Shape, dtype name (``bfloat16``) and strides of one tensor."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    stride: tuple[int, ...]
-
-
-class BufferSpec(TensorSpec):
-    """A tensor that the session allocates once, as zeros, at a fixed address."""
-
-    kind: BufferKind
-    """``state`` is cleared when a stream starts, ``prompt`` lives as long as the prompt."""
-
-
-class Fp8Spec(_Model):
+class Fp8Spec(Model):
     """Linears of a DiT range that run in FP8, and what that costs."""
 
     groups: tuple[str, ...]
@@ -59,7 +53,7 @@ class Fp8Spec(_Model):
     """Relative error of the latents after calibration, all ranges together."""
 
 
-class EngineSpec(_Model):
+class EngineSpec(Model):
     """What a TensorRT plan was built with and how its tensors meet the arguments."""
 
     library: str
@@ -85,7 +79,7 @@ class EngineSpec(_Model):
     """Relative, of the graph in onnxruntime against the eager module; None: not checked."""
 
 
-class PackageSpec(_Model):
+class PackageSpec(Model):
     """One compiled callable: every tensor it touches is an argument, results included."""
 
     backend: Backend
@@ -98,27 +92,7 @@ class PackageSpec(_Model):
     """Of a TensorRT plan."""
 
 
-class Call(_Model):
-    """One run of a package.
-
-    An argument names a buffer, rows of a buffer (``ring[0:6]``) or a weight (``w:name``); it is
-    viewed in the shape that the package declares.
-    """
-
-    package: str
-    arguments: tuple[str, ...]
-
-
-class StageSpec(_Model):
-    """A list of calls that is captured and replayed as one CUDA graph."""
-
-    name: str
-    group: Group
-    phase: Phase
-    calls: tuple[Call, ...]
-
-
-class FileSpec(_Model):
+class FileSpec(Model):
     """A file of the engine directory, relative to it."""
 
     file: str
@@ -126,7 +100,7 @@ class FileSpec(_Model):
     bytes: int
 
 
-class DeviceSpec(_Model):
+class DeviceSpec(Model):
     """The device that the packages were compiled for."""
 
     targets: tuple[str, ...] = ()
@@ -138,7 +112,7 @@ class DeviceSpec(_Model):
     driver: str | None
 
 
-class WeightsSpec(_Model):
+class WeightsSpec(Model):
     """Where the weights came from."""
 
     source: str
@@ -146,7 +120,7 @@ class WeightsSpec(_Model):
     files: tuple[FileSpec, ...]
 
 
-class TextSpec(_Model):
+class TextSpec(Model):
     """How a prompt becomes embeddings ``[1, text_len, text_dim]``."""
 
     kind: Literal["umt5", "hashed-words"]
@@ -155,7 +129,7 @@ class TextSpec(_Model):
     """UMT5's: its own, among the files, or hashed words, for weights of noise."""
 
 
-class Choice(_Model):
+class Choice(Model):
     """Which implementation an op got, by measurement on the device that was built for."""
 
     chosen: str
@@ -163,49 +137,55 @@ class Choice(_Model):
     """Every candidate's time; empty where there was only one."""
 
 
-class Variant(_Model):
-    """What an engine directory holds for another device: all that differs between devices."""
+class Variant(Model):
+    """What an engine directory holds for one kind of device: all that differs between devices."""
 
     device: DeviceSpec
     versions: dict[str, str]
     built: str
+    """UTC time of the build, ISO 8601."""
+    ops: tuple[str, ...] = ()
+    """Modules to import before loading: they register the custom ops that packages call."""
     packages: dict[str, PackageSpec]
     buffers: dict[str, BufferSpec]
     stages: tuple[StageSpec, ...]
+    steps: tuple[StepSpec, ...]
+    """The AR step, by phase, in the order of ``starts_at``; the first starts at 0."""
+    conditions: tuple[Condition, ...]
     weights: WeightsSpec
-    ops: tuple[str, ...] = ()
-    choices: dict[str, Choice] = {}
+    how: dict[str, Choice] = {}
+    """Place, such as ``dit.attention.ring.steady`` -> the implementation that it got."""
 
 
-class Manifest(_Model):
+class Manifest(Variant):
     """Everything the runtime knows of an engine directory."""
 
     schema_version: int
     sdrt: str
     preset: dict[str, Any]
-    device: DeviceSpec
-    versions: dict[str, str]
-    built: str
-    """UTC time of the build, ISO 8601."""
-    ops: tuple[str, ...]
-    """Modules to import before loading: they register the custom ops that packages call."""
-    packages: dict[str, PackageSpec]
-    buffers: dict[str, BufferSpec]
-    stages: tuple[StageSpec, ...]
-    weights: WeightsSpec
+    """As resolved: where the engine comes from, for people and for comparisons. The runtime runs
+    by ``stream``, ``steps`` and ``stages``."""
+    stream: StreamSpec
     text: TextSpec
-    choices: dict[str, Choice] = {}
-    """Op and shape, such as ``attention.ring.steady`` -> the implementation that it got."""
     others: tuple[Variant, ...] = ()
-    """The same for other devices (a mixed directory)."""
+    """What it holds for other devices (a mixed directory)."""
     builds: tuple[tuple[str, ...], ...] = ()
     """Arguments of the ``build-engines`` that made the directory and of those that added to it."""
+
+    @property
+    def name(self) -> str:
+        """The preset's name."""
+        return self.preset["name"]
+
+    def stage(self, name: str) -> StageSpec:
+        """Return a stage by its name."""
+        return next(stage for stage in self.stages if stage.name == name)
 
     @property
     def build_arguments(self) -> tuple[tuple[str, ...], ...]:
         """``builds``; of a directory that another program made, what its preset is called."""
         weights = ("--weights", "synthetic") if self.weights.synthetic else ()
-        return self.builds or (("--preset", self.preset.get("name", "NAME"), *weights),)
+        return self.builds or (("--preset", self.name, *weights),)
 
     def variants(self) -> "tuple[Manifest, ...]":
         """Return one manifest a device that the directory was built for."""
@@ -213,18 +193,35 @@ class Manifest(_Model):
         return Manifest(**own), *(Manifest(**own | dict(other)) for other in self.others)
 
     @model_validator(mode="after")
-    def _check_calls(self) -> Self:
-        """Refuse calls of packages, and names of buffers, that the manifest does not declare."""
+    def _check_names(self) -> Self:
+        """Refuse what names packages, buffers or stages that the manifest does not declare."""
         for stage in self.stages:
             for call in stage.calls:
                 package = self.packages.get(call.package)
                 if package is None or len(package.arguments) != len(call.arguments):
                     raise ValueError(f"stage {stage.name} does not fit package {call.package}")
-                for argument in call.arguments:
-                    weight = argument.startswith("w:")
-                    if not weight and split_rows(argument)[0] not in self.buffers:
-                        raise ValueError(f"stage {stage.name} names no buffer: {argument}")
+                self._check_refs(f"stage {stage.name}", call.arguments)
+        known = {stage.name for stage in self.stages}
+        for place, ops in self._programs():
+            for op in ops:
+                if isinstance(op, Replay):
+                    if op.stage not in known:
+                        raise ValueError(f"{place} replays no stage: {op.stage}")
+                else:
+                    self._check_refs(place, op_refs(op))
         return self
+
+    def _programs(self) -> Iterator[tuple[str, tuple[Op, ...]]]:
+        for condition in self.conditions:
+            yield f"condition {condition.name}", condition.ops
+        for step in self.steps:
+            for track in step.tracks:
+                yield f"track {track.name} of phase {step.phase}", tuple(all_ops(track))
+
+    def _check_refs(self, place: str, refs: Iterable[Ref]) -> None:
+        for ref in refs:
+            if ref.kind == "buffer" and ref.name not in self.buffers:
+                raise ValueError(f"{place} names no buffer: {ref}")
 
     def rebuild_command(self, directory: Path) -> str:
         """Return the command that makes ``directory`` again, with all that was added to it."""
@@ -242,15 +239,6 @@ class Manifest(_Model):
         start = arguments.index("--target") if "--target" in arguments else len(arguments)
         arguments[start : start + 2] = ["--target", target]
         return shlex.join(["build-engines", *arguments, "--add", "--out", str(directory)])
-
-
-def split_rows(argument: str) -> tuple[str, int | None, int | None]:
-    """Split ``name[a:b]`` into its parts; ``a`` and ``b`` are None for a whole buffer."""
-    if not argument.endswith("]"):
-        return argument, None, None
-    name, _, rows = argument[:-1].partition("[")
-    first, _, last = rows.partition(":")
-    return name, int(first), int(last)
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -289,7 +277,8 @@ def read_manifest(directory: Path) -> Manifest:
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Write ``directory/manifest.json``."""
-    (directory / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1) + "\n")
+    text = manifest.model_dump_json(indent=1, exclude_defaults=True)
+    (directory / MANIFEST_NAME).write_text(text + "\n")
 
 
 def file_sha256(path: Path) -> str:

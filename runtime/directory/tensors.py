@@ -7,7 +7,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from sdrt.runtime.directory.manifest import Call, Manifest, ManifestError, TensorSpec, split_rows
+from sdrt.runtime.directory.manifest import Manifest, ManifestError
+from sdrt.runtime.directory.specs import Ref, TensorSpec
 
 
 def allocate(spec: TensorSpec, device: torch.device) -> Tensor:
@@ -27,9 +28,9 @@ def weight_specs(manifest: Manifest) -> dict[str, TensorSpec]:
     for stage in manifest.stages:
         for call in stage.calls:
             arguments = manifest.packages[call.package].arguments
-            for name, spec in zip(call.arguments, arguments, strict=True):
-                if name.startswith("w:"):
-                    specs[name[2:]] = spec
+            for ref, spec in zip(call.arguments, arguments, strict=True):
+                if ref.kind == "weight":
+                    specs[ref.name] = spec
     return specs
 
 
@@ -56,13 +57,10 @@ def load_weights(directory: Path, manifest: Manifest, device: torch.device) -> d
     return weights
 
 
-def bind(call: Call, buffers: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[Tensor]:
-    """Return the tensors that a call's arguments name.
-
-    Packages take raw addresses, so everything that they would accept in silence is checked once,
-    here and in :func:`check_arguments`.
-    """
-    return [_resolve(name, buffers, weights) for name in call.arguments]
+def resolve(ref: Ref, buffers: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor:
+    """Return the tensor that a reference names."""
+    tensor = (weights if ref.kind == "weight" else buffers)[ref.name]
+    return tensor if ref.rows is None else tensor[slice(*ref.rows)]
 
 
 def check_arguments(name: str, specs: Iterable[TensorSpec], tensors: Iterable[Tensor]) -> None:
@@ -78,13 +76,6 @@ def check_arguments(name: str, specs: Iterable[TensorSpec], tensors: Iterable[Te
             raise ManifestError(
                 f"package {name}: argument {index} is {got}, expected {expected}, 16-byte aligned"
             )
-
-
-def _resolve(name: str, buffers: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor:
-    if name.startswith("w:"):
-        return weights[name[2:]]
-    base, first, last = split_rows(name)
-    return buffers[base] if first is None else buffers[base][first:last]
 
 
 def _place(source: Tensor, spec: TensorSpec | None, device: torch.device) -> Tensor:

@@ -23,8 +23,6 @@ LISTENING_VARIABLE = "NVTX_INJECTION64_PATH"
 """Set by Nsight Systems for the processes that it profiles."""
 DOMAIN = "sdrt"
 
-STAGES = ("encode", "diffuse", "decode", "finalize")
-"""The ranges of an AR step's stages."""
 STEP = "AR step"
 """The range of one AR step's submission."""
 
@@ -73,19 +71,18 @@ def attach_if_wanted(session: "Session") -> None:
 def attach(session: "Session", emitter: Emitter) -> Callable[[], None]:
     """Put a range around each part of a session's AR steps.
 
-    The ranges nest: the AR step; its copies and stages; in a stage, each pass over the DiT (a
-    denoise step, or the batched pass of a stream batch); in that, each replay.
+    The ranges nest: the AR step; its tracks; in a track, the copies of frames and each op.
 
     Returns:
         What takes them away again.
     """
     replaced: list[tuple[Any, str, Any]] = []
 
-    def wrap(owner: Any, method: str, name: str | Callable[..., str]) -> None:
+    def wrap(owner: Any, method: str, name: str) -> None:
         function, own = getattr(owner, method), vars(owner).get(method)
 
         def ranged(*arguments: Any, **keywords: Any) -> Any:
-            with emitter(name if isinstance(name, str) else name(*arguments)):
+            with emitter(name):
                 return function(*arguments, **keywords)
 
         setattr(owner, method, ranged)
@@ -95,13 +92,11 @@ def attach(session: "Session", emitter: Emitter) -> Callable[[], None]:
     wrap(session, "receive", "wait for frames")
     wrap(session.host, "stage_in", "copy in")
     wrap(session.host, "stage_out", "copy out")
-    for stage in STAGES:
-        wrap(session.flow, stage, stage)
-    wrap(session.flow, "fill_noise", "noise")
-    wrap(session.stages, "run", _pass_name)
-    for stage in session.stages.stages:
-        verb = "replay" if stage.captured else "run"
-        wrap(stage, "run", f"{verb} {stage.spec.name} {stage.spec.phase}")
+    for step in session.steps.steps:
+        for track in step.tracks:
+            wrap(track, "run", track.spec.name)
+            for op in (*track.hand_over, *track.ops):
+                wrap(op, "run", session.steps.label(op.spec))
 
     def detach() -> None:
         for owner, method, own in reversed(replaced):
@@ -111,7 +106,3 @@ def attach(session: "Session", emitter: Emitter) -> Callable[[], None]:
                 setattr(owner, method, own)
 
     return detach
-
-
-def _pass_name(group: str, phase: str) -> str:
-    return f"denoise step, {phase}" if group == "diffuse" else f"{group}, {phase}"

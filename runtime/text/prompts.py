@@ -67,6 +67,11 @@ class Prompts:
         del spare
 
     @property
+    def instant(self) -> bool:
+        """Whether encoding takes no time worth speaking of."""
+        return self.spec.kind == "hashed-words"
+
+    @property
     def loaded(self) -> bool:
         """Whether the encoder's weights are in memory; never with hashed words."""
         return self._encoder is not None and self.spec.kind == "umt5"

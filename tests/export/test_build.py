@@ -29,13 +29,13 @@ from sdrt.export.cli import main
 from sdrt.export.folder import alone
 from sdrt.export.inductor import backend as compiling
 from sdrt.export.inductor.package import CompileError
-from sdrt.export.plan.pipeline import Pipeline
+from sdrt.export.plan.make import make_plan
 from sdrt.export.progress import Progress
 from sdrt.export.request import BuildError, Request, build_key, default_folder, parse_ranges
 from sdrt.runtime.directory.manifest import read_manifest
 from sdrt.runtime.session import Session
 
-PACKAGES = len(Pipeline(load("tiny"), ((0, 8),), "cpu").plan().packages)
+PACKAGES = len(make_plan(load("tiny"), ((0, 8),), "cpu").packages)
 """Of the preset tiny."""
 
 

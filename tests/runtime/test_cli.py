@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from sdrt.runtime import cli, demo
-from sdrt.runtime.chunk import Chunk
 from sdrt.runtime.directory.manifest import (
     SCHEMA_VERSION,
     DeviceSpec,
@@ -25,7 +24,7 @@ from sdrt.runtime.directory.manifest import (
     write_manifest,
 )
 from sdrt.runtime.measure.stats import STAGES
-from sdrt.runtime.session import Session, SessionError
+from sdrt.runtime.session import Chunk, Session, SessionError
 from sdrt.runtime.video.reader import open_input
 from sdrt.runtime.video.writer import FrameWriter
 

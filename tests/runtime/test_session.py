@@ -27,7 +27,7 @@ def session(tiny_engine: Path) -> Iterator[Session]:
 @pytest.fixture(scope="module")
 def clip(session: Session) -> list[np.ndarray]:
     """Input chunks ``[F, H, W, 3]``, the longer first one included."""
-    first, later = session.flow.first_chunk_frames, session.flow.chunk_frames
+    first, later = session.stream.first_frames_in, session.stream.frames_in
     frames = np.stack(list(sample_clip(first + (CHUNKS - 1) * later)))
     return np.split(frames, range(first, len(frames), later))
 
@@ -55,7 +55,7 @@ def test_chunks_come_when_they_are_due(session: Session, clip, reference) -> Non
     sizes = [len(frames) for frames in reference]
     assert sizes == [5, 0] + [4] * (CHUNKS - 2)
     assert [len(chunk) for chunk in clip] == [8] + [4] * (CHUNKS - 1)
-    assert session.lookahead_frames == 3 and session.takes_frames
+    assert session.stream.lookahead_frames == 3 and session.takes_frames
 
 
 def test_output_follows_the_input(reference, clip) -> None:

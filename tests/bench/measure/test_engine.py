@@ -15,8 +15,7 @@ from sdrt.bench.measure.stream import PROMPT, Record, as_dicts
 from sdrt.bench.report.compare import compare
 from sdrt.bench.run import QUICK, SECTIONS, Run
 from sdrt.bench.scenarios import find
-from sdrt.runtime.chunk import Chunk
-from sdrt.runtime.session import Session
+from sdrt.runtime.session import Chunk, Session
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -114,17 +113,15 @@ class Halves:
         session.prepare(PROMPT)
         warm = [self._step().stages_ms["decode_ms"] for _ in range(12)][3:]
         planted_s = 0.2 * float(np.median(warm)) / 1e3
-        (stage,) = (
-            s for s in session.stages.stages if (s.spec.group, s.spec.phase) == ("decode", "steady")
-        )
-        run, self._slow = stage.run, False
+        (op,) = session.steps.at(12).track("decode").ops
+        run, self._slow = op.run, False
 
         def sleepy() -> None:
             run()
             if self._slow:
                 time.sleep(planted_s)
 
-        stage.run = sleepy
+        op.run = sleepy
         self.records: tuple[list[Record], list[Record]] = ([], [])
 
     def stream(self, steps: int) -> None:

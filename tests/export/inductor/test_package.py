@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from sdrt.engine.module import PackageModule
 from sdrt.export.inductor.package import CompileError, compile_package, example_arguments, options
-from sdrt.export.plan.builder import PlanBuilder, PlannedPackage
+from sdrt.export.plan.builder import PlanBuilder
+from sdrt.export.plan.plan import PlannedPackage
 from sdrt.runtime.directory.manifest import TensorSpec
 from sdrt.runtime.programs.aoti import AotiProgram
 

@@ -10,8 +10,8 @@ from sdrt.engine.convs import FUSED
 from sdrt.engine.preset.preset import load
 from sdrt.engine.taehv.model import FIRST, LAST
 from sdrt.export.inductor.package import compile_package
-from sdrt.export.plan.builder import PlannedPackage
-from sdrt.export.plan.pipeline import Pipeline
+from sdrt.export.plan.make import make_plan
+from sdrt.export.plan.plan import PlannedPackage
 from sdrt.kernels.dispatch import references
 from sdrt.runtime.programs.aoti import AotiProgram
 
@@ -42,7 +42,7 @@ def test_a_package_is_as_good_as_its_eager_module(
     """Reference: the plain module in float32; at most twice the error that it has in bf16."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     preset = load("tiny", ["precision=bf16"])
-    plan = Pipeline(preset, ((0, 8),), "cuda", {FIRST: FUSED, LAST: FUSED}).plan()
+    plan = make_plan(preset, ((0, 8),), "cuda", how={FIRST: FUSED, LAST: FUSED})
     planned = plan.packages[f"{coder}.{phase}"]
     compile_package(planned, tmp_path / "p.pt2", CUDA)
     ours, eager = arguments(planned), arguments(planned)

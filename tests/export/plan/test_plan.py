@@ -9,14 +9,15 @@ from torch import Tensor, nn
 from sdrt.engine.module import PackageModule
 from sdrt.engine.preset.preset import Preset, load, preset_names
 from sdrt.engine.weights.source import open_source
-from sdrt.export.plan.builder import FlatModule, Plan, PlanBuilder, meta_tensor, spec_of
-from sdrt.export.plan.pipeline import Pipeline
+from sdrt.export.plan.builder import PlanBuilder
+from sdrt.export.plan.make import make_plan
+from sdrt.export.plan.plan import FlatModule, Plan, meta_tensor, spec_of
 from sdrt.export.plan.weights import plan_weights
-from sdrt.runtime.directory.manifest import split_rows
+from sdrt.runtime.directory.specs import all_ops, buffer, op_refs
 
 
 def plan_of(preset: Preset, *ranges: tuple[int, int], device: str = "cpu") -> Plan:
-    return Pipeline(preset, ranges or ((0, preset.dit.num_layers),), device).plan()
+    return make_plan(preset, ranges or ((0, preset.dit.num_layers),), device)
 
 
 class Scale(PackageModule):
@@ -57,8 +58,12 @@ def test_one_package_serves_many_calls() -> None:
     builder.package("scale", Scale)
     first = builder.call("scale", ["x", "y"], ["a", "r"], states="s.0", weights="w.0")
     second = builder.call("scale", ["a", "y"], ["b", "r"], states="s.1", weights="w.1")
-    assert first.arguments == ("x", "y", "a", "r", "s.0.total", "w:w.0.weight")
-    assert second.arguments == ("a", "y", "b", "r", "s.1.total", "w:w.1.weight")
+    names = [[str(ref) for ref in call.arguments] for call in (first, second)]
+    assert names == [
+        ["x", "y", "a", "r", "s.0.total", "w.0.weight"],
+        ["a", "y", "b", "r", "s.1.total", "w.1.weight"],
+    ]
+    assert first.weights == ("w.0.weight",) and first.states == (buffer("s.0.total"),)
     plan = builder.plan
     assert list(plan.packages) == ["scale"]
     assert {name: spec.kind for name, spec in plan.buffers.items()} == {
@@ -89,21 +94,23 @@ def test_every_preset_has_a_plan(name: str, device: str) -> None:
     preset = load(name)
     plan = plan_of(preset, device=device)
     used: set[str] = set()
-    for stage in plan.stages:
+    for stage in plan.stages.values():
         for call in stage.calls:
             specs = plan.packages[call.package].arguments
-            for argument, spec in zip(call.arguments, specs, strict=True):
-                used.add(argument.removeprefix("w:"))
-                if argument.startswith("w:"):
-                    assert plan.weights[argument[2:]] == spec
+            for ref, spec in zip(call.arguments, specs, strict=True):
+                used.add(ref.name)
+                if ref.kind == "weight":
+                    assert plan.weights[ref.name] == spec
                     continue
-                buffer, first, last = split_rows(argument)
-                tensor = meta_tensor(plan.buffers[buffer])
-                assert spec_of(tensor if first is None else tensor[first:last]) == spec
-    # What no call names is read by the flow.
-    assert set(plan.weights) - used <= {"schedule.timesteps", "schedule.next_sigmas"}
-    blocks = {stage.name for stage in plan.stages if stage.group == "diffuse"}
-    assert blocks == {f"dit[0:{preset.dit.num_layers}]"}
+                tensor = meta_tensor(plan.buffers[ref.name])
+                assert spec_of(tensor if ref.rows is None else tensor[slice(*ref.rows)]) == spec
+    for step in plan.steps:
+        for track in step.tracks:
+            used |= {ref.name for op in all_ops(track) for ref in op_refs(op)}
+    assert set(plan.weights) <= used
+    blocks = {stage.name for stage in plan.stages.values() if stage.group == "diffuse"}
+    phases = {stage.phase for stage in plan.stages.values() if stage.group == "diffuse"}
+    assert blocks == {f"dit[0:{preset.dit.num_layers}].{phase}" for phase in phases}
 
 
 def test_the_number_of_layers_adds_no_packages() -> None:
@@ -118,9 +125,8 @@ def test_ranges_split_the_calls_of_the_whole() -> None:
     whole, split = plan_of(preset), plan_of(preset, (0, 3), (3, 8))
     assert split.buffers == whole.buffers and list(split.packages) == list(whole.packages)
     for phase in ("first", "filling", "steady"):
-        (stage,) = [s for s in whole.stages if (s.group, s.phase) == ("diffuse", phase)]
-        parts = [s for s in split.stages if (s.group, s.phase) == ("diffuse", phase)]
-        assert [part.name for part in parts] == ["dit[0:3]", "dit[3:8]"]
+        stage = whole.stages[f"dit[0:8].{phase}"]
+        parts = [split.stages[f"dit[{blocks}].{phase}"] for blocks in ("0:3", "3:8")]
         assert tuple(call for part in parts for call in part.calls) == stage.calls
 
 
@@ -130,16 +136,16 @@ def test_the_first_chunk_runs_on_row_0_of_the_rings() -> None:
     plan = plan_of(preset)
     window, steps = preset.stream.window_frames, len(preset.schedule.steps)
     assert plan.buffers["ring.0.k"].shape[0] == window * steps
-    (first,) = [s for s in plan.stages if (s.group, s.phase) == ("diffuse", "first")]
+    first = plan.stages["dit[0:8].first"]
     blocks = [call for call in first.calls if call.package == "dit_block.first"]
     assert len(blocks) == preset.dit.num_layers
     for layer, call in enumerate(blocks):
-        assert {f"ring.{layer}.k[0:{window}]", f"ring.{layer}.v[0:{window}]"} <= set(call.arguments)
+        assert call.states == tuple(buffer(f"ring.{layer}.{part}", (0, window)) for part in "kv")
 
 
 def test_phases_of_the_presets() -> None:
     phases = {
-        name: {(stage.group, stage.phase) for stage in plan_of(load(name)).stages}
+        name: {(stage.group, stage.phase) for stage in plan_of(load(name)).stages.values()}
         for name in ("tiny", "self-forcing-1.3b-480p")
     }
     assert phases["tiny"] == {

@@ -9,11 +9,11 @@ import torch
 
 from sdrt.engine.preset.preset import load, to_dict
 from sdrt.engine.weights.source import open_source
+from sdrt.export.plan.make import make_plan
 from sdrt.export.plan.weights import plan_weights
 from sdrt.export.store import write_weights
 from sdrt.export.tensorrt.builder import Settings
 from sdrt.export.tensorrt.choice import choose_backends
-from sdrt.export.tensorrt.stages import make_pipeline
 
 for optional in ("onnx", "onnxruntime", "onnxscript"):
     pytest.importorskip(optional, reason="the extra `tensorrt-rtx` is not installed")
@@ -30,7 +30,7 @@ def planned(overrides: list[str], name: str = "tiny"):
     """Return a preset in float32, its plan in two ranges, and noise for its weights."""
     preset = load(name, [*SETTINGS, *overrides])
     backends = choose_backends(preset, "tensorrt-rtx", [])
-    plan = make_pipeline(preset, [(0, 1), (1, 2)], "cpu", backends).plan()
+    plan = make_plan(preset, [(0, 1), (1, 2)], "cpu", backends)
     source = open_source("synthetic", preset)
     weights = dict(plan_weights(plan, preset, source, torch.device("cpu"), baked=True))
     return preset, plan, weights

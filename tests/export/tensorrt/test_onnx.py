@@ -21,9 +21,10 @@ from sdrt.engine.wan_vae.weights import public_shapes as wan_vae_shapes
 from sdrt.engine.weights.source import open_source
 from sdrt.export.plan.builder import PlanBuilder
 from sdrt.export.plan.eager import rehearsal
+from sdrt.export.plan.make import make_plan
 from sdrt.export.plan.weights import plan_weights
 from sdrt.export.tensorrt.choice import BackendError, RingMode, choose_backends
-from sdrt.export.tensorrt.stages import default_ranges, make_pipeline
+from sdrt.export.tensorrt.stages import default_ranges
 from sdrt.runtime.session import Session
 
 for optional in ("onnx", "onnxruntime", "onnxscript"):
@@ -39,7 +40,7 @@ def onnx_session(preset, source, ranges, ring: RingMode = "length") -> Session:
     """Return a session whose every stage is an ONNX graph that onnxruntime runs."""
     device = torch.device("cpu")
     backends = choose_backends(preset, "tensorrt-rtx", [])
-    plan = make_pipeline(preset, ranges, "cpu", backends, ring).plan()
+    plan = make_plan(preset, ranges, "cpu", backends, ring)
     baked = dict(plan_weights(plan, preset, source, device, baked=True))
     programs = {
         name: OrtProgram(export_stage(planned, baked)) for name, planned in plan.packages.items()
@@ -190,7 +191,7 @@ def test_weights_keep_their_names():
     """Every weight is an initialiser under the name that the engine's weights have."""
     preset = load("tiny", ["precision=bf16", "dit.num_layers=2"])
     backends = choose_backends(preset, "tensorrt-rtx", [])
-    plan = make_pipeline(preset, [(0, 2)], "cuda", backends).plan()
+    plan = make_plan(preset, [(0, 2)], "cuda", backends)
     planned = plan.packages["dit_range.chunk.0-2"]
     weights = {
         name: torch.randn(spec.shape, dtype=torch.bfloat16) for name, spec in plan.baked.items()
@@ -269,7 +270,7 @@ def test_intake_has_no_float64():
     """TensorRT has no such type; a graph that holds one would be refused."""
     preset = load("tiny", ["precision=bf16"])
     backends = choose_backends(preset, "tensorrt-rtx", [])
-    buffers = make_pipeline(preset, [(0, 8)], "cuda", backends).plan().buffers
+    buffers = make_plan(preset, [(0, 8)], "cuda", backends).buffers
     assert not [name for name, spec in buffers.items() if spec.dtype == "float64"]
 
 
@@ -278,4 +279,4 @@ def test_a_ring_that_a_chunk_would_wrap_in_is_refused():
     preset = load("self-forcing-1.3b-480p", ["stream.window_frames=10", "stream.sink_frames=1"])
     backends = choose_backends(preset, "tensorrt-rtx", [])
     with pytest.raises(BackendError, match="multiples of chunk_latent_frames = 3"):
-        make_pipeline(preset, [(0, 30)], "cuda", backends)
+        make_plan(preset, [(0, 30)], "cuda", backends)

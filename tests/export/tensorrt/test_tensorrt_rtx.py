@@ -18,9 +18,9 @@ from sdrt.engine.module import PackageModule
 from sdrt.engine.preset.preset import load
 from sdrt.export.cli import main
 from sdrt.export.plan.builder import PlanBuilder
+from sdrt.export.plan.make import make_plan
 from sdrt.export.progress import Progress
 from sdrt.export.tensorrt.choice import choose_backends
-from sdrt.export.tensorrt.stages import make_pipeline
 from sdrt.runtime import cli as sdrun
 from sdrt.runtime.directory.manifest import Manifest, ManifestError, read_manifest
 from sdrt.runtime.session import Session
@@ -364,7 +364,7 @@ def test_a_plan_of_more_than_two_gigabytes(tmp_path: Path):
     """Four blocks of the 14B model: protobuf ends at 2 GB, a file beside the graph does not."""
     preset = load("sdv2-14b-480p", ["dit.num_layers=4"])
     backends = choose_backends(preset, "tensorrt-rtx", [])
-    plan = make_pipeline(preset, [(0, 4)], "cuda", backends).plan()
+    plan = make_plan(preset, [(0, 4)], "cuda", backends)
     planned = plan.packages["dit_range.chunk.0-4"]
     # Each its own values: the builder stores equal weights once.
     weights = {

@@ -5,7 +5,7 @@ import torch
 
 from sdrt.engine.preset.preset import load
 from sdrt.engine.taehv.model import FIRST, LAST, TaehvDecoder, TaehvEncoder
-from sdrt.export.plan.pipeline import Pipeline
+from sdrt.export.plan.make import make_plan
 from sdrt.export.tune import measure as module
 from sdrt.export.tune.measure import ChoiceError, choose, fastest, op_modules, questions
 from sdrt.export.tune.wan_vae import largest_call
@@ -43,7 +43,7 @@ def test_every_layer_with_a_choice_is_asked_for() -> None:
     preset = load("tiny", SMALL)
     asked = {name: (kind, make) for name, kind, make in questions(preset, CPU)}
     layers = {name for name in asked if not name.startswith("attention.")}
-    plan = Pipeline(preset, ((0, 8),), "cpu").plan()
+    plan = make_plan(preset, ((0, 8),), "cpu")
     blocks = {
         name.removeprefix("wan-vae.model.").partition(".residual.")[0]
         for name in plan.weights
@@ -80,7 +80,7 @@ def test_layers_of_taehv_are_asked_for() -> None:
 def test_chosen_layers_of_taehv_are_fused() -> None:
     """In both phases, and nowhere without a choice; buffers and weights are the same."""
     plans = [
-        Pipeline(load("tiny"), ((0, 8),), "cpu", chosen).plan()
+        make_plan(load("tiny"), ((0, 8),), "cpu", how=chosen)
         for chosen in (None, {FIRST: "conv2d", LAST: "conv2d"}, {FIRST: "fused", LAST: "fused"})
     ]
     for plan, fused in zip(plans, (False, False, True), strict=True):
@@ -130,7 +130,7 @@ def test_both_phases_share_the_rings_of_fused_layers() -> None:
     preset = load("sdv2-1.3b-480p")
     assert largest_call(preset) == max(4 * preset.first_chunk_latent_frames - 3, 4)
     fused = {"encoder.downsamples.0": "fused", "decoder.upsamples.8": "fused"}
-    plan = Pipeline(preset, ((0, 30),), "cuda", fused).plan()
+    plan = make_plan(preset, ((0, 30),), "cuda", how=fused)
     frames = largest_call(preset)
     ring = plan.buffers["encoder.encoder.downsamples.0.residual.2"]
     assert ring.shape == (frames + 2, 12, 480, 832, 8)

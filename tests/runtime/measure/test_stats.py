@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sdrt.runtime.chunk import Chunk
 from sdrt.runtime.measure.stats import (
     STAGES,
     LiveLine,
@@ -20,6 +19,7 @@ from sdrt.runtime.measure.stats import (
     process_age_ms,
     versions,
 )
+from sdrt.runtime.session import Chunk
 
 
 class FakeClock:

@@ -13,9 +13,9 @@ import torch
 from sdrt.engine.preset.preset import load
 from sdrt.export.child import Child, ChildCrash
 from sdrt.export.inductor import worker
+from sdrt.export.plan.make import make_plan
 from sdrt.export.tensorrt import backend as tensorrt_build
 from sdrt.export.tensorrt.choice import choose_backends
-from sdrt.export.tensorrt.stages import make_pipeline
 from sdrt.export.trial import Trial, TrialError
 from sdrt.runtime import session
 from sdrt.runtime.directory.manifest import (
@@ -361,7 +361,7 @@ def test_only_key_counts_must_not_be_zero():
     """Reference: the names of the buffers that the plans of the preset tiny read."""
     preset = load("tiny")
     backends = choose_backends(preset, "tensorrt-rtx", [])
-    plan = make_pipeline(preset, [(0, 4), (4, 8)], "cuda", backends).plan()
+    plan = make_plan(preset, [(0, 4), (4, 8)], "cuda", backends)
     second = tensorrt_build.trial_integers(plan, "dit_range.chunk.4-8")
     spec = plan.packages["dit_range.chunk.4-8"].arguments
     assert {spec[index].dtype for index in second} == {"int32"} and set(second.values()) == {1}
