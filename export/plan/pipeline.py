@@ -6,9 +6,9 @@ import torch
 
 from sdrt.engine.dit.block import CrossKV, DitBlock, DitKeys
 from sdrt.engine.dit.embeddings import DitIn, DitOut, TextEmbedding
+from sdrt.engine.dit.rows import ShiftRows
 from sdrt.engine.preset.preset import Preset
 from sdrt.engine.solvers.schedule import step_tables
-from sdrt.engine.stream import ShiftRows
 from sdrt.export.plan.builder import Plan, PlanBuilder
 from sdrt.export.plan.coders import CoderStages
 from sdrt.kernels.ring_attention import ANYWHERE
@@ -39,13 +39,12 @@ class Pipeline(CoderStages):
                 runs everywhere.
         """
         self.preset, self.ranges, self.device = preset, ranges, device
-        self.choices = choices or {}
+        self.how = choices or {}
         self.dtype = DTYPES[preset.precision]
         self.builder = PlanBuilder(self.dtype, channels_last_3d=device == "cuda")
         self.stream_batch = preset.flow == "stream-batch"
         self.steps = len(preset.schedule.steps)
-        stream = preset.stream
-        self.latent = (stream.latent_height, stream.latent_width)
+        self.latent = preset.latent_size
 
     def plan(self) -> Plan:
         """Return packages, buffers and stages."""
@@ -78,19 +77,21 @@ class Pipeline(CoderStages):
         builder.stage("prompt", "prompt", "any", calls)
 
     def _stream_batch(self) -> None:
-        builder, stream, steps = self.builder, self.preset.stream, self.steps
-        first, steady = self.preset.first_chunk_latent_frames, stream.chunk_latent_frames
+        builder, preset, steps = self.builder, self.preset, self.steps
+        first, steady = preset.first_chunk_latent_frames, preset.stream.chunk_latent_frames
         self._encode("first", first)
         self._encode("steady", steady)
 
         # The encoder's results and the decoder's input have buffers of their own, so that a chunk
         # can be encoded and another decoded while the DiT works on a third.
-        builder.buffer("noisy.steady", (1, steady, 16, *self.latent), torch.float32)
+        builder.buffer("noisy.steady", (1, steady, *preset.latent_shape), torch.float32)
         builder.buffer("timestep", (1,), torch.float32)
-        builder.buffer("finished.steady", (1, steady, 16, *self.latent), torch.float32)
+        builder.buffer("finished.steady", (1, steady, *preset.latent_shape), torch.float32)
         builder.buffer("frame", (1,), torch.int64, "state")
-        builder.buffer("renoise.steady", (steps, steady, 16, *self.latent), torch.float32)
-        builder.buffer("latent.steady", (steps, steady, 16, *self.latent), torch.float32, "state")
+        builder.buffer("renoise.steady", (steps, steady, *preset.latent_shape), torch.float32)
+        builder.buffer(
+            "latent.steady", (steps, steady, *preset.latent_shape), torch.float32, "state"
+        )
         rows = ("rows.latent", "rows.timestep", "rows.position")
         renoise = ("w:schedule.next_sigmas", "renoise.steady")
         for phase in ("filling", "steady"):
@@ -100,14 +101,15 @@ class Pipeline(CoderStages):
         builder.buffer("timestep.first", (1, 1), torch.float32)
         builder.buffer("next_sigma.first", (1,), torch.float32)
         builder.buffer("position.first", (1,), torch.int64)
-        builder.buffer("renoise.first", (1, first, 16, *self.latent), torch.float32)
+        builder.buffer("renoise.first", (1, first, *preset.latent_shape), torch.float32)
         inputs = ("noisy.first", "timestep.first", "position.first")
         self._dit("first", False, inputs, ("next_sigma.first", "renoise.first"), "latent.first")
         self._decode("first", first, "latent.first")
 
     def _rollout(self) -> None:
-        builder, frames = self.builder, self.preset.stream.chunk_latent_frames
-        shape = (1, frames, 16, *self.latent)
+        builder, preset = self.builder, self.preset
+        frames = preset.stream.chunk_latent_frames
+        shape = (1, frames, *preset.latent_shape)
         for name in ("noisy", "renoise", "finished"):
             builder.buffer(name, shape, torch.float32)
         builder.buffer("timestep", (1, 1), torch.float32)
@@ -116,7 +118,7 @@ class Pipeline(CoderStages):
         inputs = ("noisy", "timestep", "frame")
         for phase in ("filling", "steady"):
             self._dit(phase, False, inputs, ("next_sigma", "renoise"), "latent")
-            if self.preset.schedule.clean_pass:
+            if preset.schedule.clean_pass:
                 self._dit(phase, False, inputs, None, "latent")
         for phase in ("first", "steady"):
             self._decode(phase, frames, "finished")
@@ -127,13 +129,13 @@ class Pipeline(CoderStages):
 
     def _keys(self, x: str, shared: Sequence[str], layer: int) -> Call:
         """Return the call of a clean pass's last block, which only writes K and V."""
-        stream = self.preset.stream
+        preset, stream = self.preset, self.preset.stream
         self.builder.package(
             "dit_keys",
             lambda: DitKeys(
-                self.preset.dit,
+                preset.dit,
                 1,
-                stream.tokens_per_frame,
+                preset.tokens_per_frame,
                 stream.window_frames,
                 stream.sink_frames,
                 stream.sink_refresh_threshold,
@@ -176,13 +178,13 @@ class Pipeline(CoderStages):
             lambda: DitBlock(
                 dit,
                 batch,
-                stream.tokens_per_frame,
+                preset.tokens_per_frame,
                 window,
                 stream.sink_frames,
                 full=phase == "steady",
                 refresh_threshold=-1.0 if phase == "first" else stream.sink_refresh_threshold,
-                attention=self.choices.get(f"attention.ring.{phase}", ANYWHERE),
-                text_attention=self.choices.get(f"attention.text.{shape}", ANYWHERE),
+                attention=self.how.get(f"dit.attention.ring.{phase}", ANYWHERE),
+                text_attention=self.how.get(f"dit.attention.text.{shape}", ANYWHERE),
             ),
         )
         names = ("e0", "cos", "sin", "ring_rows", "valid")

@@ -6,8 +6,10 @@ from functools import partial
 import torch
 
 from sdrt.engine.dit.embeddings import DitOut
+from sdrt.engine.dit.rows import ShiftRows
+from sdrt.engine.latents import latent_decoder, latent_encoder
+from sdrt.engine.motion import Intake
 from sdrt.engine.preset.preset import Preset
-from sdrt.engine.stream import Intake, LatentDecoder, LatentEncoder, ShiftRows
 from sdrt.export.plan.coders import encoder_results
 from sdrt.export.plan.pipeline import SHIFTED, Pipeline
 from sdrt.export.tensorrt.choice import BackendError, RingMode
@@ -98,27 +100,28 @@ class TensorRtPipeline(Pipeline):
         builder.stage("prompt", "prompt", "any", calls)
 
     def _encode(self, phase: Phase, latent_frames: int) -> None:
-        name = "vae_encoder" if self.preset.encoder == "wan-vae" else "taehv_encoder"
+        coder = self.preset.input_coder
+        assert coder is not None
+        name = coder.encoder_stage
         backend = self.backends[name]
         if backend == "inductor":
             return super()._encode(phase, latent_frames)
         builder, preset, suffix = self.builder, self.preset, f".{phase}"
         first, size = phase == "first", (preset.stream.height, preset.stream.width)
-        frames = self._input_frames(phase, latent_frames)
-        scale, signed = preset.schedule.noise_scale, preset.encoder == "wan-vae"
+        frames, scale = preset.input_frames(first), preset.schedule.noise_scale
         assert scale is not None
         builder.buffer(f"frames{suffix}", (frames, *size, 3), torch.uint8)
-        builder.buffer(f"noise{suffix}", (latent_frames, 16, *self.latent), torch.float32)
+        builder.buffer(f"noise{suffix}", (latent_frames, *preset.latent_shape), torch.float32)
         timesteps = preset.schedule.num_train_timesteps
         builder.package(
             f"{name}{suffix}",
             lambda: EncodeStage(
-                preset.encoder,
+                coder.name,
                 Intake(
-                    OnnxFramesToPixels(signed, self.dtype),
+                    OnnxFramesToPixels(coder.signed, self.dtype),
                     OnnxMotionNoise(scale, timesteps, *size, first=first),
                 ),
-                LatentEncoder(self._encoder(frames, first), preset.latents.normalise_encoder),
+                latent_encoder(preset, first, self.how),
             ),
             backend,
         )
@@ -127,7 +130,8 @@ class TensorRtPipeline(Pipeline):
         builder.stage(name, "encode", phase, [call])
 
     def _decode(self, phase: Phase, latent_frames: int, latent: str) -> None:
-        name = "vae_decoder" if self.preset.decoder == "wan-vae" else "taehv_decoder"
+        coder = self.preset.output_coder
+        name = coder.decoder_stage
         backend = self.backends[name]
         if backend == "inductor":
             return super()._decode(phase, latent_frames, latent)
@@ -136,11 +140,9 @@ class TensorRtPipeline(Pipeline):
         builder.package(
             package,
             lambda: DecodeStage(
-                preset.decoder,
-                LatentDecoder(
-                    self._decoder(latent_frames, first), preset.latents.denormalise_decoder
-                ),
-                OnnxPixelsToFrames(preset.decoder == "wan-vae"),
+                coder.name,
+                latent_decoder(preset, latent_frames, first, self.how),
+                OnnxPixelsToFrames(coder.signed),
             ),
             backend,
         )
@@ -198,7 +200,7 @@ class TensorRtPipeline(Pipeline):
         dit, window, sink = preset.dit, stream.window_frames, preset.effective_sink_frames
         timesteps = schedule.num_train_timesteps
         threshold = stream.sink_refresh_threshold if refreshes else -1.0
-        sizes = (dit, batch, stream.tokens_per_frame)
+        sizes = (dit, batch, preset.tokens_per_frame)
         blocks = {
             layer: OnnxDitBlock(
                 *sizes, window, stream.sink_frames, False, threshold, ring=self.ring
