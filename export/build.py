@@ -30,7 +30,7 @@ from sdrt.export.store import write_text_encoder, write_weights
 from sdrt.export.tensorrt.backend import build_plans
 from sdrt.export.tensorrt.builder import PlanError
 from sdrt.export.trial import TrialError
-from sdrt.export.tune.measure import ChoiceError, choose
+from sdrt.export.tune.measure import TuneError, tune
 from sdrt.export.variants import add_variant
 from sdrt.runtime.directory.manifest import (
     Choice,
@@ -95,8 +95,8 @@ def _choose(request: Request, partial: Path) -> dict[str, Choice]:
         return CHOICES.validate_json(path.read_bytes())
     with torch.cuda.device(request.device):
         try:
-            choices = choose(request.preset, request.device, request.backends)
-        except ChoiceError as error:
+            choices = tune(request.preset, request.device, request.backends)
+        except TuneError as error:
             raise BuildError(str(error)) from error
     path.write_bytes(CHOICES.dump_json(choices))
     return choices

@@ -151,10 +151,10 @@ class CausalWanDit(nn.Module):
         caches: list[RolledCache] | list[EvictedCache],
         cross: list[tuple[Tensor, Tensor]],
     ) -> Tensor:
-        """Return the flow, float32 ``[B, F, 16, h, w]``.
+        """Return the flow, float32 ``[B, F, C, h, w]``.
 
         Args:
-            latent: float32 ``[B, F, 16, h, w]``; timestep: ``[B, F]``; positions: int64 ``[B]``,
+            latent: float32 ``[B, F, C, h, w]``; timestep: ``[B, F]``; positions: int64 ``[B]``,
                 each row's first frame, on the device.
             caches: one a layer; the chunk's K/V are written into them.
         """

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdrt.bench.baseline.coder import CODERS, load_public, to_host
+from sdrt.bench.baseline.coder import BASELINES, load_public, to_host
 from sdrt.bench.baseline.dit import CausalWanDit
 from sdrt.bench.baseline.kv_cache import EvictedCache, RolledCache
 from sdrt.engine.dit import weights as dit_weights
@@ -42,13 +42,11 @@ class ReferenceStream:
             self.dit = CausalWanDit(preset.dit)
         tensors = source.load("dit", dit_weights.public_shapes(preset.dit), device=device)
         load_public(self.dit, tensors, self.dtype)
-        self.decoder = CODERS[preset.decoder](preset, source, device, self.dtype)
-        self.encoder = None
-        if preset.encoder != "none":
-            same = preset.encoder == preset.decoder
-            self.encoder = (
-                self.decoder if same else CODERS[preset.encoder](preset, source, device, self.dtype)
-            )
+        coders = {
+            coder.name: BASELINES[coder.name](preset, source, device, self.dtype)
+            for coder in preset.coders
+        }
+        self.encoder, self.decoder = coders.get(preset.encoder), coders[preset.decoder]
         schedule = preset.schedule
         self._table = tuple(
             part.to(device) for part in flow_table(schedule.shift, schedule.num_train_timesteps)
@@ -75,13 +73,7 @@ class ReferenceStream:
 
     def chunk_frames(self) -> int:
         """Return how many input frames the next :meth:`submit` takes; 0 for text to video."""
-        if self._rollout:
-            return 0
-        if self._index:
-            return self.preset.stream.chunk_frames
-        # TAEHV takes whole groups of four where the Wan VAE takes the first frame alone.
-        latents = self.preset.first_chunk_latent_frames
-        return 4 * latents if self.preset.encoder == "taehv" else 4 * latents - 3
+        return self.preset.input_frames(first=not self._index)
 
     @torch.inference_mode()
     def prepare(self, prompt: str, seed: int = 0) -> None:
@@ -92,14 +84,12 @@ class ReferenceStream:
         heads, width = self.preset.dit.num_heads, self.preset.dit.head_dim
         like = torch.empty(heads, width, dtype=self.dtype, device=self.device)
         sizes = (stream.window_frames, stream.sink_frames)
-        layers = range(self.preset.dit.num_layers)
+        layers, tokens = range(self.preset.dit.num_layers), self.preset.tokens_per_frame
         if self._rollout:
-            self._caches = [RolledCache(*sizes, stream.tokens_per_frame, like) for _ in layers]
+            self._caches = [RolledCache(*sizes, tokens, like) for _ in layers]
         else:
             threshold = stream.sink_refresh_threshold
-            self._caches = [
-                EvictedCache(*sizes, threshold, stream.tokens_per_frame, like) for _ in layers
-            ]
+            self._caches = [EvictedCache(*sizes, threshold, tokens, like) for _ in layers]
         for coder in (self.encoder, self.decoder):
             if coder is not None:
                 coder.start()
@@ -188,8 +178,7 @@ class ReferenceStream:
 
     def _diffuse_rollout(self) -> Tensor:
         stream = self.preset.stream
-        size = (stream.latent_height, stream.latent_width)
-        shape = (1, stream.chunk_latent_frames, self.preset.dit.in_dim, *size)
+        shape = (1, stream.chunk_latent_frames, *self.preset.latent_shape)
         return self._denoise(self._noise(shape))
 
     def _finalize(self) -> None:

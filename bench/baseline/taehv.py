@@ -95,11 +95,11 @@ class Taehv(nn.Module):
                 module.name = name
 
     def encode(self, pixels: Tensor, caches: Caches) -> Tensor:
-        """Map ``[4n, 3, H, W]`` in [0, 1] to ``[n, 16, h, w]``."""
+        """Map ``[4n, 3, H, W]`` in [0, 1] to ``[n, C, h, w]``."""
         return _run(self.encoder, pixels, caches)
 
     def decode(self, latents: Tensor, caches: Caches) -> Tensor:
-        """Map ``[n, 16, h, w]`` to ``[4n, 3, H, W]``; a stream's first three frames are void."""
+        """Map ``[n, C, h, w]`` to ``[4n, 3, H, W]``; a stream's first three frames are void."""
         return _run(self.decoder, latents, caches)
 
 

@@ -182,9 +182,9 @@ class WanVae(nn.Module):
                 module.name = name
 
     def encode_group(self, pixels: Tensor, caches: Caches) -> Tensor:
-        """Map ``[1, 3, 1 or 4, H, W]`` in [-1, 1] to one latent ``[1, 16, 1, h, w]``."""
+        """Map ``[1, 3, 1 or 4, H, W]`` in [-1, 1] to one latent ``[1, C, 1, h, w]``."""
         return self.conv1(self.encoder(pixels, caches), caches).chunk(2, dim=1)[0]
 
     def decode_latent(self, latent: Tensor, caches: Caches) -> Tensor:
-        """Map one latent ``[1, 16, 1, h, w]`` to ``[1, 3, 1 or 4, H, W]``."""
+        """Map one latent ``[1, C, 1, h, w]`` to ``[1, 3, 1 or 4, H, W]``."""
         return self.decoder(self.conv2(latent, caches), caches)

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from sdrt.bench.kernels.harness import copy_tb_s, graph_us, report
-from sdrt.engine.convs import FUSED
 from sdrt.engine.preset.preset import TaehvConfig
-from sdrt.engine.taehv.model import FIRST, LAST, TaehvDecoder, TaehvEncoder
+from sdrt.engine.taehv.model import FIRST, FUSED, LAST, TaehvDecoder, TaehvEncoder
 from sdrt.kernels.measure import relative_error
 from sdrt.kernels.triton import conv_relu_pool, relu_conv
 

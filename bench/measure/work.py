@@ -3,7 +3,6 @@ convolutions, with their shapes."""
 
 import math
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from sdrt.bench.baseline.taehv import Taehv
-from sdrt.bench.baseline.wan_vae import WanVae
+from sdrt.bench.baseline.coder import BASELINES
+from sdrt.engine.coder import Coder
 from sdrt.engine.preset.preset import Preset
 
 
@@ -98,8 +97,8 @@ def stage_work(preset: Preset) -> dict[str, Counter[Op]]:
     """
     steps = len(preset.schedule.steps)
     work: dict[str, Counter[Op]] = {}
-    if preset.encoder != "none":
-        work["encode"] = _coder_work(preset, preset.encoder, encode=True)
+    if preset.input_coder is not None:
+        work["encode"] = _coder_work(preset, preset.input_coder, encode=True)
     if preset.flow == "stream-batch":
         work["diffuse"] = _dit_pass(preset, rows=steps)
     else:
@@ -107,17 +106,17 @@ def stage_work(preset: Preset) -> dict[str, Counter[Op]]:
         work["diffuse"] = Counter({op: count * steps for op, count in once.items()})
         if preset.schedule.clean_pass:
             work["finalize"] = once
-    work["decode"] = _coder_work(preset, preset.decoder, encode=False)
+    work["decode"] = _coder_work(preset, preset.output_coder, encode=False)
     return work
 
 
 def _dit_pass(preset: Preset, rows: int) -> Counter[Op]:
     dit, stream = preset.dit, preset.stream
-    per_row = stream.chunk_latent_frames * stream.tokens_per_frame
+    per_row = stream.chunk_latent_frames * preset.tokens_per_frame
     tokens, dim, layers = rows * per_row, dit.dim, dit.num_layers
     patch = dit.in_dim * math.prod(dit.patch_size)
     heads, width = dit.num_heads, dit.head_dim
-    keys = stream.window_frames * stream.tokens_per_frame
+    keys = stream.window_frames * preset.tokens_per_frame
     return Counter(
         {
             Gemm(tokens, dim, patch): 1,
@@ -133,42 +132,15 @@ def _dit_pass(preset: Preset, rows: int) -> Counter[Op]:
     )
 
 
-def _coder_work(preset: Preset, coder: str, encode: bool) -> Counter[Op]:
+def _coder_work(preset: Preset, coder: Coder, encode: bool) -> Counter[Op]:
     """Return a steady call's operations, recorded from the plain model without data."""
-    stream = preset.stream
-    latents, caches = stream.chunk_latent_frames, {}
-    size = (stream.height, stream.width)
-    latent = (stream.latent_height, stream.latent_width)
+    caches: dict[str, Tensor] = {}
     with torch.device("meta"), torch.no_grad():
-        call: Callable[[Tensor, dict[str, Tensor]], Tensor]
-        if coder == "wan-vae":
-            model = WanVae(preset.wan_vae)
-            call = model.encode_group if encode else model.decode_latent
-            channels = preset.wan_vae.z_dim
-            start = torch.empty(1, 3, 1, *size) if encode else torch.empty(1, channels, 1, *latent)
-            x = torch.empty(1, 3, 4 * latents, *size)
-            x = x if encode else torch.empty(1, channels, latents, *latent)
-        else:
-            model = _without_detour(Taehv(preset.taehv))
-            call = model.encode if encode else model.decode
-            channels = preset.taehv.latent_channels
-            x = torch.empty(4 * latents, 3, *size)
-            x = x if encode else torch.empty(latents, channels, *latent)
-            start = x
+        call, start, x = BASELINES[coder.name].steady_call(preset, encode)
         call(start, caches)  # a stream's first frame differs
         with _Recording() as recording:
             call(x, caches)
     return recording.found
-
-
-def _without_detour(model: Taehv) -> Taehv:
-    """Let frames be split before they are enlarged: the same result for a quarter of the work."""
-    layers = list(model.decoder)
-    for index, layer in enumerate(list(layers)):
-        if isinstance(layer, torch.nn.Upsample):
-            layers[index], layers[index + 1] = layers[index + 1], layer
-    model.decoder = torch.nn.Sequential(*layers)
-    return model
 
 
 class _Recording(TorchFunctionMode):

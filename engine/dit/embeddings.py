@@ -51,7 +51,7 @@ class DitIn(PackageModule):
         """Embed one chunk a row.
 
         Args:
-            latent: float32 ``[B, F, 16, h, w]``, at the noise level of ``timestep``.
+            latent: float32 ``[B, F, C, h, w]``, at the noise level of ``timestep``.
             timestep: float32 ``[B, 1]`` or ``[B, F]``.
             position: int64 ``[B]``, absolute index of each row's first frame.
         Returns:
@@ -115,7 +115,7 @@ class DitHead(nn.Module):
         self.head = nn.Linear(config.dim, config.out_dim * math.prod(config.patch_size))
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        """Return the flow, float32 ``[B, F, 16, h, w]``."""
+        """Return the flow, float32 ``[B, F, C, h, w]``."""
         modulation = Modulation(self.modulation, e.unsqueeze(2).expand(-1, -1, 2, -1))
         flow = self.head(modulated_norm(x, modulation, 0, 1, self.config.eps)).float()
         flow = flow.view(x.shape[0], -1, self.rows, self.columns, 2, 2, self.config.out_dim)
@@ -149,7 +149,7 @@ class DitOut(PackageModule):
         """Return the latent at the next noise level; with ``next_sigma`` 0, the finished x0.
 
         Args:
-            latent, noise: float32 ``[B, F, 16, h, w]``; timestep: float32 ``[B, 1]``.
+            latent, noise: float32 ``[B, F, C, h, w]``; timestep: float32 ``[B, 1]``.
             next_sigma: float32 ``[B]``.
         """
         sigma = nearest_sigma(timestep, self.sigmas, self.timesteps)

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
+from sdrt.engine.coder import CODERS, Coder, CoderName
 from sdrt.engine.preset.sections import (
     DitConfig,
     LatentConfig,
@@ -65,9 +67,9 @@ class Preset(Section):
     """Picture size, chunk and window."""
     schedule: ScheduleConfig
     """Noise levels."""
-    encoder: Literal["wan-vae", "taehv", "none"]
+    encoder: Literal[CoderName, "none"]
     """What turns input frames into latents; none: text to video."""
-    decoder: Literal["wan-vae", "taehv"]
+    decoder: CoderName
     """What turns latents into output frames."""
     wan_vae: WanVaeConfig = WanVaeConfig()
     """The Wan VAE, where it is used."""
@@ -98,7 +100,59 @@ class Preset(Section):
     @property
     def first_chunk_frames(self) -> int:
         """Pixel frames of the first chunk: its first latent frame stands for one."""
-        return 4 * self.first_chunk_latent_frames - 3
+        return self.output_coder.time * (self.first_chunk_latent_frames - 1) + 1
+
+    @property
+    def chunk_frames(self) -> int:
+        """Pixel frames of one AR step after the first."""
+        return self.output_coder.time * self.stream.chunk_latent_frames
+
+    @property
+    def input_coder(self) -> Coder | None:
+        """What turns input frames into latents; None: text to video."""
+        return CODERS.get(self.encoder)
+
+    @property
+    def output_coder(self) -> Coder:
+        """What turns latents into output frames."""
+        return CODERS[self.decoder]
+
+    @property
+    def coders(self) -> tuple[Coder, ...]:
+        """The autoencoders that are used, each once."""
+        used = (self.encoder, self.decoder)
+        return tuple(coder for name, coder in CODERS.items() if name in used)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        return self.dit.in_dim
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Rows and columns of a latent frame."""
+        space = self.output_coder.space
+        return self.stream.height // space, self.stream.width // space
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Shape ``[C, h, w]`` of a latent frame."""
+        return (self.latent_channels, *self.latent_size)
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """DiT tokens of one latent frame."""
+        return math.prod(self.latent_size) // math.prod(self.dit.patch_size)
+
+    def input_frames(self, first: bool) -> int:
+        """Return how many frames a stream's first or a later chunk takes; 0 for text to video."""
+        coder = self.input_coder
+        if coder is None:
+            return 0
+        if not first:
+            return coder.time * self.stream.chunk_latent_frames
+        latents = self.first_chunk_latent_frames
+        return coder.time * (latents - 1) + 1 if coder.first_alone else coder.time * latents
 
     def problems(self) -> Iterator[Problem]:
         flow_rules = {
@@ -106,26 +160,31 @@ class Preset(Section):
             "rollout": self._rollout_problems,
         }
         yield from flow_rules[self.flow]()
-        coders = {self.encoder, self.decoder}
-        channels = self.dit.in_dim
-        if "wan-vae" in coders and self.wan_vae.z_dim != channels:
-            yield "wan_vae.z_dim", self.wan_vae.z_dim, f"must equal dit.in_dim = {channels}"
-        if "taehv" in coders and self.taehv.latent_channels != channels:
-            value = self.taehv.latent_channels
-            yield "taehv.latent_channels", value, f"must equal dit.in_dim = {channels}"
-        normalisers = {"normalise_encoder": self.encoder, "denormalise_decoder": self.decoder}
-        for key, coder in normalisers.items():
-            applied = getattr(self.latents, key)
-            if applied and coder != "wan-vae":
-                rule = f"must be false with {coder!r} there: the mean and std are the Wan VAE's"
-                yield f"latents.{key}", True, rule
-            elif applied and channels != 16:
-                rule = f"must be false unless dit.in_dim = {channels} is 16, Wan's channels"
-                yield f"latents.{key}", True, rule
+        for coder in self.coders:
+            yield from coder.problems(self)
+        yield from self._geometry_problems()
         if self.text == "umt5" and self.dit.text_dim != 4096:
             yield "dit.text_dim", self.dit.text_dim, "must be 4096 with text = umt5"
         if self.text == "umt5" and self.dit.text_len > 512:
             yield "dit.text_len", self.dit.text_len, "must be at most 512 with text = umt5"
+
+    def _geometry_problems(self) -> Iterator[Problem]:
+        unit = self.output_coder.space * self.dit.patch_size[1]
+        for key in ("height", "width"):
+            if (value := getattr(self.stream, key)) % unit:
+                yield f"stream.{key}", value, f"must be divisible by {unit}"
+        channels = self.latent_channels
+        normalisers = {"normalise_encoder": self.encoder, "denormalise_decoder": self.decoder}
+        for key, name in normalisers.items():
+            if not getattr(self.latents, key):
+                continue
+            known = len(CODERS[name].mean) if name in CODERS else 0
+            if not known:
+                rule = f"must be false with {name!r} there, which has no mean and std"
+                yield f"latents.{key}", True, rule
+            elif known != channels:
+                rule = f"must be false unless dit.in_dim = {channels} is {known}, the channels of "
+                yield f"latents.{key}", True, rule + "the mean and std"
 
     def _stream_batch_problems(self) -> Iterator[Problem]:
         stream, schedule = self.stream, self.schedule
@@ -133,7 +192,7 @@ class Preset(Section):
             value = stream.chunk_latent_frames
             yield "stream.chunk_latent_frames", value, "must be 1 with flow = stream-batch"
         if self.encoder == "none":
-            rule = "must be wan-vae or taehv with flow = stream-batch (video to video)"
+            rule = f"must be {' or '.join(CODERS)} with flow = stream-batch (video to video)"
             yield "encoder", self.encoder, rule
         if schedule.noise_scale is None:
             rule = "must be a number in (0, 1] with flow = stream-batch"

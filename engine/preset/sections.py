@@ -9,7 +9,6 @@ Problem = tuple[str, Any, str]
 """A broken rule: the dotted key, its value, what the value must be."""
 
 PositiveInt = Annotated[int, Field(gt=0)]
-Pixels = Annotated[int, Field(gt=0, multiple_of=16)]
 
 
 class RuleError(ValueError):
@@ -80,9 +79,9 @@ class DitConfig(Section):
 class StreamConfig(Section):
     """Size of the pictures and what attention remembers of them."""
 
-    height: Pixels
+    height: PositiveInt
     """Rows of a pixel frame."""
-    width: Pixels
+    width: PositiveInt
     """Columns of a pixel frame."""
     frame_rate: PositiveInt = 16
     """Pixel frames a second that the model was trained for."""
@@ -94,26 +93,6 @@ class StreamConfig(Section):
     """Latent frames that are never evicted (see ``Preset.effective_sink_frames``)."""
     sink_refresh_threshold: Annotated[float, Field(ge=-1, le=1)] = -1.0
     """Cosine similarity below which a sink frame is given up; negative: never."""
-
-    @property
-    def latent_height(self) -> int:
-        """Rows of a latent frame."""
-        return self.height // 8
-
-    @property
-    def latent_width(self) -> int:
-        """Columns of a latent frame."""
-        return self.width // 8
-
-    @property
-    def tokens_per_frame(self) -> int:
-        """DiT tokens of one latent frame."""
-        return (self.height // 16) * (self.width // 16)
-
-    @property
-    def chunk_frames(self) -> int:
-        """Pixel frames of one AR step after the first."""
-        return 4 * self.chunk_latent_frames
 
     def problems(self) -> Iterator[Problem]:
         if self.window_frames <= self.sink_frames:
@@ -181,12 +160,12 @@ class TaehvConfig(Section):
 
 
 class LatentConfig(Section):
-    """Where Wan's per-channel mean and std apply."""
+    """Where the autoencoder's mean and std of each channel apply."""
 
     normalise_encoder: bool
-    """Normalise what the Wan encoder gives."""
+    """Normalise what the encoder gives."""
     denormalise_decoder: bool
-    """Undo the normalisation before the Wan decoder."""
+    """Undo the normalisation before the decoder."""
 
 
 class WeightsConfig(Section):

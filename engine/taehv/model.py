@@ -6,7 +6,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sdrt.engine.convs import FUSED, Forms, channels_last, empty_channels_last
+from sdrt.engine.convs import channels_last, empty_channels_last
+from sdrt.engine.how import NOTHING, How
 from sdrt.engine.module import PackageModule
 from sdrt.engine.preset.preset import TaehvConfig
 from sdrt.engine.taehv.layers import (
@@ -21,7 +22,9 @@ from sdrt.kernels.errors import SdrtError
 from sdrt.kernels.relu_conv import relu_conv
 
 FIRST, LAST = "taehv.encoder.first", "taehv.decoder.last"
-"""What ``forms`` calls the layers of the full pictures, which can be fused into one kernel."""
+"""Places: the layers of the full pictures, which can be fused into one kernel."""
+FUSED = "triton"
+"""Their implementation as such a kernel, which packages hold themselves."""
 FIRST_LAYERS, LAST_LAYERS = 3, 2
 """How many these are: convolution, ReLU and pool of an encoder; ReLU and convolution."""
 FUSED_CHANNELS = 64
@@ -90,7 +93,7 @@ class TaehvEncoder(_Coder):
         width: int,
         frames: int,
         first: bool,
-        forms: Forms = None,
+        how: How = NOTHING,
     ) -> None:
         """Fix the sizes.
 
@@ -103,7 +106,7 @@ class TaehvEncoder(_Coder):
                 repeats too: 5 frames first and 4 a call later come out 3 frames late, 8 first
                 and 4 later come out in step (the decoder drops 3).
             first: whether this is a stream's first call.
-            forms: layers' name -> form: ``FIRST`` may be fused.
+            how: place -> implementation: ``FIRST`` may be fused.
         Raises:
             TaehvError: sizes that do not divide.
         """
@@ -114,7 +117,7 @@ class TaehvEncoder(_Coder):
                 "expected a multiple of 4 (any number in a stream's first call)"
             )
         self.padding = -frames % 4
-        self.fused = (forms or {}).get(FIRST) == FUSED
+        self.fused = how.get(FIRST) == FUSED
 
     def forward(self, pixels: Tensor, *, states: dict[str, Tensor]) -> Tensor:
         """Encode the next frames of a stream.
@@ -150,7 +153,7 @@ class TaehvDecoder(_Coder):
         width: int,
         latent_frames: int,
         first: bool,
-        forms: Forms = None,
+        how: How = NOTHING,
     ) -> None:
         """Fix the sizes.
 
@@ -160,7 +163,7 @@ class TaehvDecoder(_Coder):
             width: columns of a pixel frame, a multiple of 8.
             latent_frames: latents of one call.
             first: whether this is a stream's first call, whose first latent stands for one frame.
-            forms: layers' name -> form: ``LAST`` may be fused.
+            how: place -> implementation: ``LAST`` may be fused.
         Raises:
             TaehvError: sizes that do not divide, or no latents.
         """
@@ -170,7 +173,7 @@ class TaehvDecoder(_Coder):
                 f"TAEHV decodes latents: got {latent_frames} a call, expected 1 or more"
             )
         self.dropped = 3 if first else 0
-        self.fused = (forms or {}).get(LAST) == FUSED
+        self.fused = how.get(LAST) == FUSED
 
     def forward(self, latents: Tensor, *, states: dict[str, Tensor]) -> Tensor:
         """Decode the next latents of a stream.
@@ -207,7 +210,9 @@ def public_shapes(config: TaehvConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in coders.state_dict().items()}
 
 
-def from_public(config: TaehvConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_public(
+    config: TaehvConfig, tensors: Mapping[str, Tensor], how: How = NOTHING
+) -> dict[str, Tensor]:
     """Return the weights of both stages from a public checkpoint.
 
     The names stay: ``encoder.*`` are ``TaehvEncoder``'s state dict, ``decoder.*`` are
@@ -218,6 +223,7 @@ def from_public(config: TaehvConfig, tensors: Mapping[str, Tensor]) -> dict[str,
     Args:
         config: the widths.
         tensors: the public checkpoint, complete.
+        how: as the modules get it; their weights lie the same whatever it says.
     """
     weights = {}
     for name, shape in public_shapes(config).items():

@@ -1,11 +1,12 @@
-"""The streaming Wan 2.1 VAE: an encoder and a decoder stage, and the latents' normalisation."""
+"""The streaming Wan 2.1 VAE: its encoder and its decoder."""
 
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from sdrt.engine.convs import CausalConv, Conv, Forms, zero_histories
+from sdrt.engine.convs import CausalConv, Conv, zero_histories
+from sdrt.engine.how import NOTHING, How, below
 from sdrt.engine.module import PackageModule
 from sdrt.engine.preset.preset import WanVaeConfig
 from sdrt.engine.wan_vae.blocks import Middle, causal_conv
@@ -13,18 +14,8 @@ from sdrt.engine.wan_vae.chain import Chain, decoder_layers, encoder_layers, mak
 from sdrt.engine.wan_vae.fused import POSITION, FusedConv
 from sdrt.kernels.errors import SdrtError
 
-# fmt: off
-MEAN = (
-    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
-    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
-)
-"""Mean of each latent channel of Wan 2.1."""
-STD = (
-    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
-    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
-)
-"""Standard deviation of each latent channel of Wan 2.1."""
-# fmt: on
+PLACE = "wan_vae"
+"""Below it lie the places of the layers, named as their weights are."""
 
 
 class WanVaeError(SdrtError):
@@ -63,7 +54,7 @@ class WanVaeEncoder(_Coder):
         width: int,
         frames: int,
         first: bool,
-        forms: Forms = None,
+        how: How = NOTHING,
         largest_call: int | None = None,
     ) -> None:
         """Fix the sizes.
@@ -73,7 +64,7 @@ class WanVaeEncoder(_Coder):
             frames: pixel frames of one call: a multiple of 4, and one more in a stream's first
                 call, whose very first frame becomes a latent alone.
             first: whether this is a stream's first call.
-            forms: layer's name -> form, for layers that differ from the default; the same as
+            how: place -> form, for layers that differ from the default; the same as
                 ``from_public`` got.
             largest_call: most pixel frames of any call of the stream, where fused layers share
                 their states with calls of another size; by default those of this call.
@@ -85,7 +76,7 @@ class WanVaeEncoder(_Coder):
         if frames < 1 or frames % 4 != int(first):
             expected = "4k + 1 in a stream's first call" if first else "a multiple of 4"
             raise WanVaeError(f"the Wan VAE encodes {expected}: got {frames} frames a call")
-        size = (height, width)
+        size, forms = (height, width), below(how, PLACE)
         conv1 = causal_conv("encoder.conv1", 3, config.dim, size, forms)
         self.frames = frames
         layers, size = encoder_layers(config, size, first, forms, largest_call or frames)
@@ -106,7 +97,7 @@ class WanVaeEncoder(_Coder):
             pixels: ``[F, 3, H, W]`` in [-1, 1], channels_last, in the parameters' dtype.
             states: as ``states`` gives them; overwritten.
         Returns:
-            Latents ``[F / 4, 16, H / 8, W / 8]``, one more in the first call: the posterior's
+            Latents ``[F / 4, C, H / 8, W / 8]``, one more in the first call: the posterior's
             mean, not normalised, channels_last, float32.
         """
         conv1, downsamples, middle, head = self.encoder.values()
@@ -128,7 +119,7 @@ class WanVaeDecoder(_Coder):
         width: int,
         latent_frames: int,
         first: bool,
-        forms: Forms = None,
+        how: How = NOTHING,
         largest_call: int | None = None,
     ) -> None:
         """Fix the sizes.
@@ -137,7 +128,7 @@ class WanVaeDecoder(_Coder):
             height, width: of the pixel frames; multiples of 8.
             latent_frames: of one call.
             first: whether this is a stream's first call.
-            forms: layer's name -> form, for layers that differ from the default; the same as
+            how: place -> form, for layers that differ from the default; the same as
                 ``from_public`` got.
             largest_call: most pixel frames of any call of the stream, where fused layers share
                 their states with calls of another size; by default those of this call.
@@ -148,7 +139,7 @@ class WanVaeDecoder(_Coder):
         _check_size(height, width)
         if latent_frames < 1:
             raise WanVaeError(f"the Wan VAE decodes at least 1 latent: got {latent_frames} a call")
-        size = (height // 8, width // 8)
+        size, forms = (height // 8, width // 8), below(how, PLACE)
         channels = config.dim * config.dim_mult[-1]
         conv1 = causal_conv("decoder.conv1", config.z_dim, channels, size, forms)
         middle = Middle("decoder.middle", channels, size, forms)
@@ -169,7 +160,7 @@ class WanVaeDecoder(_Coder):
         """Decode the next latents of a stream.
 
         Args:
-            latents: ``[N, 16, H / 8, W / 8]``, float32, not normalised.
+            latents: ``[N, C, H / 8, W / 8]``, float32, not normalised.
             states: as ``states`` gives them; overwritten.
         Returns:
             Pixels ``[4N, 3, H, W]``, ``[4N - 3, 3, H, W]`` in the first call: about [-1, 1] but
@@ -185,23 +176,3 @@ class WanVaeDecoder(_Coder):
 def _check_size(height: int, width: int) -> None:
     if height % 8 or width % 8:
         raise WanVaeError(f"the Wan VAE takes multiples of 8: got height {height}, width {width}")
-
-
-def normalise(latents: Tensor) -> Tensor:
-    """Return ``[F, 16, h, w]`` latents, float32, with Wan's mean and std taken out."""
-    return (latents - _per_channel(MEAN, latents)) / _per_channel(STD, latents)
-
-
-def denormalise(latents: Tensor) -> Tensor:
-    """Return normalised ``[F, 16, h, w]`` latents, float32, as the decoder takes them."""
-    return latents * _per_channel(STD, latents) + _per_channel(MEAN, latents)
-
-
-def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
-    """Return ``[C, 1, 1]`` computed on the device: a literal tensor would be exported as a
-    constant in host memory and copied over in every call."""
-    channel = torch.arange(len(values), device=like.device).view(-1, 1, 1)
-    table = torch.zeros_like(channel, dtype=like.dtype)
-    for index, value in enumerate(values):
-        table = torch.where(channel == index, value, table)
-    return table

@@ -14,9 +14,11 @@ from sdrt.engine.convs import (
     pack_split_weight,
     pack_weight,
 )
-from sdrt.engine.preset.preset import WanVaeConfig
+from sdrt.engine.how import NOTHING, How, below
+from sdrt.engine.preset.sections import WanVaeConfig
 from sdrt.engine.wan_vae.blocks import FEW_CHANNELS
 from sdrt.engine.wan_vae.layers import decoder_chain, encoder_chain
+from sdrt.engine.wan_vae.model import PLACE
 from sdrt.kernels import causal_conv
 from sdrt.kernels.causal_conv import pack_upsample_weight
 
@@ -75,7 +77,7 @@ def public_shapes(config: WanVaeConfig) -> dict[str, tuple[int, ...]]:
 
 
 def from_public(
-    config: WanVaeConfig, tensors: Mapping[str, Tensor], forms: Forms = None
+    config: WanVaeConfig, tensors: Mapping[str, Tensor], how: How = NOTHING
 ) -> dict[str, Tensor]:
     """Return the parameters of both modules: ``encoder.*`` and ``decoder.*`` with ``conv2.*``.
 
@@ -85,10 +87,11 @@ def from_public(
 
     Args:
         tensors: the public checkpoint, complete.
-        forms: as the modules get it.
+        how: as the modules get it.
     Raises:
-        CausalConvError: ``forms`` names a form that does not exist.
+        CausalConvError: ``how`` names a form that does not exist.
     """
+    forms = below(how, PLACE)
     tensors = {**tensors, **_fused_head(config, tensors)}
     names = [name for name in public_shapes(config) if not name.startswith("conv1.")]
     return {name: _arrange(name, tensors[name], forms) for name in names}

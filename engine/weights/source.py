@@ -11,9 +11,9 @@ import huggingface_hub
 import torch
 from huggingface_hub.utils import EntryNotFoundError
 
+from sdrt.engine.coder import CODERS
 from sdrt.engine.preset.preset import PRESETS, Preset
 from sdrt.engine.weights.checkpoint import (
-    Accepts,
     Shapes,
     Tensors,
     WeightsError,
@@ -24,7 +24,10 @@ from sdrt.engine.weights.synthetic import draw
 
 __all__ = ["COMPONENTS", "Source", "Tensors", "WeightsError", "open_source"]
 
-COMPONENTS = ("dit", "vae", "taehv", "umt5")
+CODER_OF = {coder.component: coder for coder in CODERS.values()}
+"""Component -> the autoencoder whose weights it is."""
+
+COMPONENTS = ("dit", *CODER_OF, "umt5")
 """What a preset can need weights for."""
 
 DEFAULT, BUNDLED, SYNTHETIC = "default", "bundled", "synthetic"
@@ -35,24 +38,13 @@ BASE_DIT = "diffusion_pytorch_model*.safetensors"
 
 FILES = {
     "dit": ("dit.safetensors", BASE_DIT),
-    "vae": ("Wan2.1_VAE.safetensors", "Wan2.1_VAE.pth"),
-    "taehv": ("taehv.safetensors", "taew2_1.safetensors", "taew2_1.pth"),
+    **{component: coder.files for component, coder in CODER_OF.items()},
     "umt5": ("models_t5_umt5-xxl-enc-bf16.safetensors", "models_t5_umt5-xxl-enc-bf16.pth"),
 }
 """File names of each component, the preferred one first."""
 
 TOKENIZER = "google/umt5-xxl"
 """The tokenizer's folder beside the text encoder."""
-
-
-def _taehv_accepts(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
-    """Allow frame splits with twice the outputs: they serve two frame rates."""
-    split = name.startswith("decoder.") and expected[2:] == (1, 1)
-    return split and found == (2 * expected[0], *expected[1:])
-
-
-ACCEPTS: dict[str, Accepts] = {"taehv": _taehv_accepts}
-"""Shapes that a component's model can use although they are not its own."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +100,9 @@ class Source:
         files = self._find(component)
         more = f" and {len(files) - 1} more files" if files[1:] else ""
         stored = open_checkpoint(files)
-        check(stored.shapes, expected, f"{component}: {files[0]}{more}", ACCEPTS.get(component))
+        coder = CODER_OF.get(component)
+        accepts = coder.accepts if coder else None
+        check(stored.shapes, expected, f"{component}: {files[0]}{more}", accepts)
         return Tensors(stored.shapes, lambda name: stored[name].to(device=device, dtype=dtype))
 
     def tokenizer_folder(self) -> Path | None:
@@ -207,23 +201,17 @@ def open_source(spec: str, preset: Preset, overrides: Mapping[str, str] | None =
 
 def _used(preset: Preset) -> list[str]:
     """Return the components that a preset needs."""
-    coders = (preset.encoder, preset.decoder)
-    needed = {
-        "dit": True,
-        "vae": "wan-vae" in coders,
-        "taehv": "taehv" in coders,
-        "umt5": preset.text == "umt5",
-    }
-    return [component for component in COMPONENTS if needed[component]]
+    coders = [coder.component for coder in preset.coders]
+    return ["dit", *coders, *(["umt5"] if preset.text == "umt5" else [])]
 
 
 def _default(preset: Preset, component: str) -> str:
     """Return the preset's own source of a component."""
-    weights = preset.weights
-    own = {"dit": weights.dit, "vae": weights.base, "taehv": weights.taehv, "umt5": weights.base}
-    if spec := own[component]:
+    coder = CODER_OF.get(component)
+    own = {"dit": preset.weights.dit, "umt5": preset.weights.base}
+    if spec := coder.default_source(preset) if coder else own[component]:
         return spec
-    hint = " (taew2_1.pth of github.com/madebyollin/taehv)" if component == "taehv" else ""
+    hint = f" ({coder.origin})" if coder and coder.origin else ""
     raise WeightsError(
         f"preset {preset.name} has no default weights for {component}: "
         f"give a local file{hint}: {component}=FILE"

@@ -6,7 +6,7 @@ import torch
 
 from sdrt.engine.dit.block import CrossKV, DitBlock, DitKeys
 from sdrt.engine.dit.embeddings import DitIn, DitOut, TextEmbedding
-from sdrt.engine.stream import ShiftRows
+from sdrt.engine.dit.rows import ShiftRows
 from sdrt.export.plan.draft import Draft
 from sdrt.kernels.ring_attention import ANYWHERE
 from sdrt.runtime.directory.specs import Call, Condition, Group, Phase, Ref, Role, buffer, replay
@@ -102,9 +102,9 @@ class DitStages:
         builder, preset, shape = self.builder, self.preset, dit_pass.shape
         dit, stream, schedule = preset.dit, preset.stream, preset.schedule
         batch, frames = self._rows(dit_pass)
-        size, how = self.draft.latent_size, self.draft.how
+        size, how = preset.latent_size, self.draft.how
         window, first = stream.window_frames, dit_pass.phase == "first"
-        ring = (stream.tokens_per_frame, window, stream.sink_frames)
+        ring = (preset.tokens_per_frame, window, stream.sink_frames)
         threshold = -1.0 if first else stream.sink_refresh_threshold
         if dit_pass.shift is not None:
             builder.package("shift", lambda: ShiftRows(self.draft.steps))
@@ -120,8 +120,8 @@ class DitStages:
                 *ring,
                 full=dit_pass.phase == "steady",
                 refresh_threshold=threshold,
-                attention=how.get(f"attention.ring.{dit_pass.phase}", ANYWHERE),
-                text_attention=how.get(f"attention.text.{shape}", ANYWHERE),
+                attention=how.get(f"dit.attention.ring.{dit_pass.phase}", ANYWHERE),
+                text_attention=how.get(f"dit.attention.text.{shape}", ANYWHERE),
             ),
         )
         if dit_pass.result is None:

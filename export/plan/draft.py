@@ -39,9 +39,8 @@ class Draft:
         self.dtype = DTYPES[preset.precision]
         self.builder = PlanBuilder(self.dtype, channels_last_3d=device == "cuda")
         self.steps = len(preset.schedule.steps)
-        self.latent_size = (preset.stream.latent_height, preset.stream.latent_width)
 
     def latents(self, name: str, *leading: int, role: Role = "latent", state: bool = False) -> Ref:
         """Declare a float32 buffer of latents ``[*leading, C, h, w]``."""
-        shape = (*leading, self.preset.dit.in_dim, *self.latent_size)
+        shape = (*leading, *self.preset.latent_shape)
         return self.builder.buffer(name, shape, torch.float32, role, "state" if state else "io")

@@ -6,7 +6,7 @@ from sdrt.engine.preset.preset import Preset
 from sdrt.engine.solvers.schedule import step_tables
 from sdrt.export.flows.rollout import Rollout
 from sdrt.export.flows.stream_batch import StreamBatch
-from sdrt.export.plan.coders import CoderStages, input_frames
+from sdrt.export.plan.coders import CoderStages
 from sdrt.export.plan.dit import DitStages, prompt_condition
 from sdrt.export.plan.draft import Draft
 from sdrt.export.plan.plan import Plan
@@ -58,20 +58,17 @@ def make_plan(
 def stream_spec(preset: Preset) -> StreamSpec:
     """Return the numbers of a preset's stream."""
     stream, batched = preset.stream, preset.flow == "stream-batch"
-    takes_frames = preset.encoder != "none"
-    first, later = preset.first_chunk_latent_frames, stream.chunk_latent_frames
-    first_out = 4 * first - 3
-    first_in = input_frames(preset, "first", first) if takes_frames else 0
+    first_in, first_out = preset.input_frames(first=True), preset.first_chunk_frames
     return StreamSpec(
         height=stream.height,
         width=stream.width,
         frame_rate=stream.frame_rate,
         first_frames_in=first_in,
-        frames_in=input_frames(preset, "steady", later) if takes_frames else 0,
+        frames_in=preset.input_frames(first=False),
         first_frames_out=first_out,
-        frames_out=4 * later,
-        latent_frames=later,
-        lookahead_frames=first_in - first_out if takes_frames else 0,
+        frames_out=preset.chunk_frames,
+        latent_frames=stream.chunk_latent_frames,
+        lookahead_frames=first_in - first_out if first_in else 0,
         drain_steps=len(preset.schedule.steps) - 1 if batched else 0,
     )
 

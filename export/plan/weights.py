@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from sdrt.engine.dit import weights as dit_weights
+from sdrt.engine.how import NOTHING, How
 from sdrt.engine.preset.preset import Preset
-from sdrt.engine.taehv import model as taehv
-from sdrt.engine.wan_vae import weights as wan_vae_weights
 from sdrt.engine.weights.source import Source
 from sdrt.export.plan.plan import Plan
 
@@ -32,7 +31,7 @@ def plan_weights(
     """
     specs = plan.baked if baked else plan.weights
     missing = set(specs) - set(plan.tables)
-    for name, tensor in _converted(preset, source, device, choices) if missing else ():
+    for name, tensor in _converted(preset, source, device, choices or NOTHING) if missing else ():
         if name not in missing:
             continue  # the other half of an autoencoder, say
         spec = specs[name]
@@ -45,20 +44,13 @@ def plan_weights(
 
 
 def _converted(
-    preset: Preset, source: Source, device: torch.device, choices: Mapping[str, str] | None
+    preset: Preset, source: Source, device: torch.device, how: How
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the parameters of all modules under the names that :mod:`pipeline` gives them."""
     shapes = dit_weights.public_shapes(preset.dit)
     tensors = source.load("dit", shapes, device=device)
     yield from dit_weights.from_public(preset.dit, tensors)
-    coders = {preset.encoder, preset.decoder}
-    if "wan-vae" in coders:
-        shapes = wan_vae_weights.public_shapes(preset.wan_vae)
-        tensors = source.load("vae", shapes, device=device)
-        for name, tensor in wan_vae_weights.from_public(preset.wan_vae, tensors, choices).items():
-            yield f"wan-vae.model.{name}", tensor
-    if "taehv" in coders:
-        shapes = taehv.public_shapes(preset.taehv)
-        tensors = source.load("taehv", shapes, device=device)
-        for name, tensor in taehv.from_public(preset.taehv, tensors).items():
-            yield f"taehv.model.{name}", tensor
+    for coder in preset.coders:
+        tensors = source.load(coder.component, coder.public_shapes(preset), device=device)
+        for name, tensor in coder.from_public(preset, tensors, how).items():
+            yield f"{coder.name}.model.{name}", tensor

@@ -24,9 +24,9 @@ class BackendError(SdrtError):
 
 def stage_names(preset: Preset) -> tuple[str, ...]:
     """Return the stages of a preset that take a backend of their own."""
-    encoders = {"wan-vae": ("vae_encoder",), "taehv": ("taehv_encoder",), "none": ()}
-    decoder = "vae_decoder" if preset.decoder == "wan-vae" else "taehv_decoder"
-    return (*encoders[preset.encoder], "dit", decoder)
+    encoder = preset.input_coder
+    encoders = (encoder.encoder_stage,) if encoder else ()
+    return (*encoders, "dit", preset.output_coder.decoder_stage)
 
 
 def choose_backends(

@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdrt.engine.frames import FULL_MOTION, FramesToPixels, MotionNoise, PixelsToFrames
+from sdrt.engine.frames import FramesToPixels, PixelsToFrames
+from sdrt.engine.latents import LatentDecoder, LatentEncoder
 from sdrt.engine.module import PackageModule
-from sdrt.engine.stream import Intake, LatentDecoder, LatentEncoder, MixNoise
+from sdrt.engine.motion import FULL_MOTION, Intake, MixNoise, MotionNoise
 
 FIXED_POINT = 1 << 40
 """Units of one in the noise scale's integers."""
@@ -96,10 +97,10 @@ class EncodeStage(PackageModule):
     def forward(
         self, frames: Tensor, noise: Tensor, *, states: dict[str, Tensor]
     ) -> tuple[Tensor, ...]:
-        """Return the noisy latents ``[1, n, 16, h, w]`` and, after the first chunk, the timestep.
+        """Return the noisy latents ``[1, n, C, h, w]`` and, after the first chunk, the timestep.
 
         Args:
-            frames: uint8 ``[F, H, W, 3]``; noise: float32 ``[n, 16, h, w]``.
+            frames: uint8 ``[F, H, W, 3]``; noise: float32 ``[n, C, h, w]``.
         """
         intake = _taken(states, "intake.")
         pixels, scale, *timestep = self.intake(frames, states=intake)
@@ -123,7 +124,7 @@ class DecodeStage(PackageModule):
         return {f"decoder.{name}": state for name, state in states.items()}
 
     def forward(self, latent: Tensor, *, states: dict[str, Tensor]) -> Tensor:
-        """Return frames uint8 ``[F, H, W, 3]`` of latents float32 ``[1, n, 16, h, w]``."""
+        """Return frames uint8 ``[F, H, W, 3]`` of latents float32 ``[1, n, C, h, w]``."""
         return self.frames(self.decoder(latent, states=_taken(states, "decoder.")))
 
 

@@ -16,8 +16,8 @@ from sdrt.engine.dit.embeddings import (
     sinusoid_frequencies,
 )
 from sdrt.engine.dit.ring import ring_slots
+from sdrt.engine.dit.rows import ShiftRows
 from sdrt.engine.module import PackageModule
-from sdrt.engine.stream import ShiftRows
 from sdrt.export.tensorrt.choice import RingMode
 from sdrt.kernels.qk_norm_rope import norm_rope
 

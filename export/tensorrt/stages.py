@@ -9,13 +9,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from sdrt.engine.dit.embeddings import DitOut
-from sdrt.engine.stream import Intake, ShiftRows
-from sdrt.export.plan.coders import (
-    declare_input,
-    latent_decoder,
-    latent_encoder,
-    motion_noise,
-)
+from sdrt.engine.dit.rows import ShiftRows
+from sdrt.engine.latents import latent_decoder, latent_encoder
+from sdrt.engine.motion import Intake
+from sdrt.export.plan.coders import declare_input, input_coder, motion_noise
 from sdrt.export.plan.dit import SHARED, DitPass
 from sdrt.export.plan.draft import Draft
 from sdrt.export.tensorrt.choice import BackendError
@@ -56,18 +53,18 @@ class PlanCoderStages:
 
     def encode(self, phase: Phase, latent_frames: int, results: Sequence[str]) -> str:
         """Add an encode stage, as :class:`CoderLayout` has it."""
-        draft, preset = self.draft, self.preset
-        frames, signed = declare_input(draft, phase, latent_frames), preset.encoder == "wan-vae"
-        name = f"{'vae_encoder' if signed else 'taehv_encoder'}.{phase}"
+        draft, coder = self.draft, input_coder(self.draft)
+        name = f"{coder.encoder_stage}.{phase}"
+        declare_input(draft, phase, latent_frames)
         self.builder.package(
             name,
             lambda: EncodeStage(
-                preset.encoder,
+                coder.name,
                 Intake(
-                    OnnxFramesToPixels(signed, draft.dtype),
+                    OnnxFramesToPixels(coder.signed, draft.dtype),
                     motion_noise(draft, OnnxMotionNoise, phase),
                 ),
-                latent_encoder(draft, phase, frames),
+                latent_encoder(self.preset, phase == "first", draft.how),
             ),
             self.backend,
             bakes=True,
@@ -79,15 +76,14 @@ class PlanCoderStages:
 
     def decode(self, phase: Phase, latent_frames: int, latent: str) -> str:
         """Add a decode stage, as :class:`CoderLayout` has it."""
-        draft, preset = self.draft, self.preset
-        signed = preset.decoder == "wan-vae"
-        name = f"{'vae_decoder' if signed else 'taehv_decoder'}.{phase}"
+        preset, coder, how = self.preset, self.preset.output_coder, self.draft.how
+        name = f"{coder.decoder_stage}.{phase}"
         self.builder.package(
             name,
             lambda: DecodeStage(
-                preset.decoder,
-                latent_decoder(draft, phase, latent_frames),
-                OnnxPixelsToFrames(signed),
+                coder.name,
+                latent_decoder(preset, latent_frames, phase == "first", how),
+                OnnxPixelsToFrames(coder.signed),
             ),
             self.backend,
             bakes=True,
@@ -186,10 +182,10 @@ class PlanDitStages:
         batch, frames = self.builder.plan.buffers[latent].shape[:2]
         timesteps = schedule.num_train_timesteps
         threshold = stream.sink_refresh_threshold if self._refreshes(dit_pass) else -1.0
-        sizes = (dit, batch, stream.tokens_per_frame, window, stream.sink_frames, False, threshold)
+        sizes = (dit, batch, preset.tokens_per_frame, window, stream.sink_frames, False, threshold)
         blocks = {layer: OnnxDitBlock(*sizes, ring=self.draft.ring) for layer in range(first, last)}
         embeddings = head = None
-        size = self.draft.latent_size
+        size = preset.latent_size
         if first == 0:
             embeddings = OnnxDitIn(dit, *size, frames, window, sink, timesteps=timesteps)
         if last == dit.num_layers:

@@ -6,20 +6,29 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sdrt.engine.convs import FUSED, channels_last
+from sdrt.engine.convs import channels_last
 from sdrt.engine.preset.preset import Preset
-from sdrt.engine.taehv.model import FIRST, FUSED_CHANNELS, LAST, TaehvDecoder, TaehvEncoder
-from sdrt.export.tune.wan_vae import PLAIN, Candidates, Question
+from sdrt.engine.taehv.coder import TaehvCoder
+from sdrt.engine.taehv.model import (
+    FIRST,
+    FUSED,
+    FUSED_CHANNELS,
+    LAST,
+    TaehvDecoder,
+    TaehvEncoder,
+)
+from sdrt.export.tune.tunable import PLAIN, Candidates, Tunable
 from sdrt.kernels.dispatch import use_kernel
 
 
-def taehv_questions(preset: Preset, device: torch.device, dtype: torch.dtype) -> Iterator[Question]:
+def taehv_tunables(preset: Preset, device: torch.device, dtype: torch.dtype) -> Iterator[Tunable]:
     """Yield the layers with a choice of forms, in the steady phase."""
     config, stream = preset.taehv, preset.stream
     size, latents = (stream.height, stream.width), stream.chunk_latent_frames
+    frames = preset.chunk_frames
 
     def noise(channels: int) -> Tensor:
-        shape = (4 * latents, channels, *size)
+        shape = (frames, channels, *size)
         return channels_last(torch.randn(shape, device=device, dtype=dtype))
 
     def forms(x: Tensor, channels: int) -> tuple[str, ...]:
@@ -29,7 +38,7 @@ def taehv_questions(preset: Preset, device: torch.device, dtype: torch.dtype) ->
     def encoder() -> Candidates:
         x, found = noise(3), {}
         for form in forms(x, config.encoder_width):
-            coder = TaehvEncoder(config, *size, 4 * latents, False, {FIRST: form})
+            coder = TaehvEncoder(config, *size, frames, False, {FIRST: form})
             found[form] = partial(coder.to(device, dtype).first_layers, x)
         return found
 
@@ -40,7 +49,7 @@ def taehv_questions(preset: Preset, device: torch.device, dtype: torch.dtype) ->
             found[form] = partial(coder.to(device, dtype).last_layers, x)
         return found
 
-    if preset.encoder == "taehv":
-        yield FIRST, FIRST, encoder
-    if preset.decoder == "taehv":
-        yield LAST, LAST, decoder
+    if isinstance(preset.input_coder, TaehvCoder):
+        yield Tunable(FIRST, TaehvCoder.encoder_stage, FIRST, encoder)
+    if isinstance(preset.output_coder, TaehvCoder):
+        yield Tunable(LAST, TaehvCoder.decoder_stage, LAST, decoder)

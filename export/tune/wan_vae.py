@@ -1,6 +1,6 @@
 """Candidates for the forms of the Wan VAE's layers, at the sizes of a preset."""
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator
 from functools import partial
 from typing import TypeVar
 
@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from sdrt.engine.convs import FORMS, FUSED, SplitConv, channels_last, zero_histories
-from sdrt.engine.preset.preset import Preset
+from sdrt.engine.preset.preset import Preset, WanVaeConfig
 from sdrt.engine.wan_vae.blocks import Attention, ResidualBlock, Upsample
 from sdrt.engine.wan_vae.chain import fusable
+from sdrt.engine.wan_vae.coder import WanVaeCoder, largest_call
 from sdrt.engine.wan_vae.fused import (
     NOWHERE,
     POSITION,
@@ -20,75 +21,84 @@ from sdrt.engine.wan_vae.fused import (
     FusedUpsample,
 )
 from sdrt.engine.wan_vae.layers import Layer, decoder_chain, encoder_chain
+from sdrt.engine.wan_vae.model import PLACE
+from sdrt.export.tune.tunable import PLAIN, Candidates, Tunable
 from sdrt.kernels.causal_conv import to_c8
 from sdrt.kernels.dispatch import use_hopper
 from sdrt.kernels.wide_attention import ANYWHERE, PRODUCTS
 
-PLAIN = "conv2d"
-"""The form of layers that are nothing but convolutions and what lies between them."""
-
 Module = TypeVar("Module", bound=nn.Module)
-Candidates = Mapping[str, Callable[[], object]]
-Question = tuple[str, Hashable, Callable[[], Candidates]]
-"""Name, what its answer depends on, and what makes the candidates."""
 
 
-def largest_call(preset: Preset) -> int:
-    """Return the most pixel frames that the Wan VAE takes or gives in one call."""
-    return max(4 * preset.first_chunk_latent_frames - 3, preset.stream.chunk_frames)
-
-
-def vae_questions(preset: Preset, device: torch.device, dtype: torch.dtype) -> Iterator[Question]:
+def wan_vae_tunables(preset: Preset, device: torch.device, dtype: torch.dtype) -> Iterator[Tunable]:
     """Yield each layer with a choice of forms, in the steady phase."""
-    config, stream = preset.wan_vae, preset.stream
-    asker = _Asker(device, dtype, largest_call(preset))
-    latents = stream.chunk_latent_frames
-    if preset.encoder == "wan-vae":
-        size, rate = (stream.height, stream.width), 1
-        for index, layer in enumerate(encoder_chain(config)):
-            frames = 4 * latents // rate
-            if layer.kind == "residual":
-                yield asker.ask(
-                    f"encoder.downsamples.{index}", asker.block, layer, frames, size, rate
-                )
-                continue
-            rate *= 2 if layer.kind == "temporal" else 1
-            size = (size[0] // 2, size[1] // 2)
-        yield from asker.middle("encoder", config.dim * config.dim_mult[-1], latents, size)
-    if preset.decoder == "wan-vae":
-        size, rate = (stream.latent_height, stream.latent_width), 4
-        yield from asker.middle("decoder", config.dim * config.dim_mult[-1], latents, size)
-        for index, layer in enumerate(decoder_chain(config)):
-            name = f"decoder.upsamples.{index}"
-            if layer.kind == "residual":
-                yield asker.ask(name, asker.block, layer, 4 * latents // rate, size, rate)
-                continue
-            rate //= 2 if layer.kind == "temporal" else 1
-            yield asker.ask(name, asker.upsample, layer, 4 * latents // rate, size, rate)
-            size = (size[0] * 2, size[1] * 2)
-        yield asker.ask(
-            "decoder.head.2", asker.split, config.dim * config.dim_mult[0], 4 * latents, size
-        )
+    layers = _Layers(device, dtype, largest_call(preset))
+    if isinstance(preset.input_coder, WanVaeCoder):
+        yield from _encoder_tunables(preset, layers)
+    if isinstance(preset.output_coder, WanVaeCoder):
+        yield from _decoder_tunables(preset, layers)
 
 
-class _Asker:
-    """Makes candidates of one kind of layer."""
+def _encoder_tunables(preset: Preset, layers: "_Layers") -> Iterator[Tunable]:
+    config, frames = preset.wan_vae, preset.chunk_frames
+    size, rate = (preset.stream.height, preset.stream.width), 1
+    tunable = partial(layers.tunable, WanVaeCoder.encoder_stage)
+    for index, layer in enumerate(encoder_chain(config)):
+        if layer.kind == "residual":
+            name = f"encoder.downsamples.{index}"
+            yield tunable(name, layers.block, layer, frames // rate, size, rate)
+            continue
+        rate *= 2 if layer.kind == "temporal" else 1
+        size = (size[0] // 2, size[1] // 2)
+    yield from _middle(tunable, layers, "encoder.middle", config, frames // rate, size)
+
+
+def _decoder_tunables(preset: Preset, layers: "_Layers") -> Iterator[Tunable]:
+    config, frames = preset.wan_vae, preset.chunk_frames
+    size, rate = preset.latent_size, WanVaeCoder.time
+    tunable = partial(layers.tunable, WanVaeCoder.decoder_stage)
+    yield from _middle(tunable, layers, "decoder.middle", config, frames // rate, size)
+    for index, layer in enumerate(decoder_chain(config)):
+        name = f"decoder.upsamples.{index}"
+        if layer.kind == "residual":
+            yield tunable(name, layers.block, layer, frames // rate, size, rate)
+            continue
+        rate //= 2 if layer.kind == "temporal" else 1
+        yield tunable(name, layers.upsample, layer, frames // rate, size, rate)
+        size = (size[0] * 2, size[1] * 2)
+    channels = config.dim * config.dim_mult[0]
+    yield tunable("decoder.head.2", layers.split, channels, frames, size)
+
+
+def _middle(
+    tunable: Callable[..., Tunable],
+    layers: "_Layers",
+    name: str,
+    config: WanVaeConfig,
+    latent_frames: int,
+    size: tuple[int, int],
+) -> Iterator[Tunable]:
+    """Yield a residual block, attention and a residual block."""
+    channels = config.dim * config.dim_mult[-1]
+    layer = Layer("residual", channels, channels)
+    for place in (0, 2):
+        arguments = (layer, latent_frames, size, WanVaeCoder.time)
+        yield tunable(f"{name}.{place}", layers.block, *arguments)
+    yield tunable(f"{name}.1", layers.attention, channels, latent_frames, size)
+
+
+class _Layers:
+    """Makes the candidates of each kind of layer."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype, largest: int) -> None:
         self.device, self.dtype, self.largest = device, dtype, largest
 
-    def ask(self, name: str, make: Callable[..., Candidates], *kind: Hashable) -> Question:
-        """Return the question of a layer whose candidates ``make(*kind)`` gives."""
-        return name, (make.__name__, *kind), partial(make, *kind)
-
-    def middle(
-        self, coder: str, channels: int, frames: int, size: tuple[int, int]
-    ) -> Iterator[Question]:
-        """Yield the questions of a residual block, attention and a residual block."""
-        layer = Layer("residual", channels, channels)
-        for place in (0, 2):
-            yield self.ask(f"{coder}.middle.{place}", self.block, layer, frames, size, 4)
-        yield self.ask(f"{coder}.middle.1", self.attention, channels, frames, size)
+    def tunable(
+        self, stage: str, layer: str, make: Callable[..., Candidates], *kind: Hashable
+    ) -> Tunable:
+        """Return a layer of a stage, whose candidates ``make(*kind)`` gives."""
+        place, whole_kind = f"{PLACE}.{layer}", (make.__name__, *kind)
+        return Tunable(place, stage, whole_kind, partial(make, *kind))
 
     def block(self, layer: Layer, frames: int, size: tuple[int, int], rate: int) -> Candidates:
         """Return the forms of a residual block of ``frames`` frames."""

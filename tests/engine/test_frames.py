@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdrt.engine.frames import FramesToPixels, MotionNoise, PixelsToFrames, motion_noise_scale
+from sdrt.engine.frames import FramesToPixels, PixelsToFrames
+from sdrt.engine.motion import MotionNoise, motion_noise_scale
 
 TOLERANCE = 1e-6
 """Relative; float32's rounding of one mean over a few thousand numbers."""

@@ -35,17 +35,21 @@ def test_the_presets_of_the_package():
 
 def test_sizes_of_the_video_to_video_preset():
     preset = load("sdv2-1.3b-480p")
-    stream = preset.stream
     assert preset.dit.head_dim == 128
-    assert (stream.latent_height, stream.latent_width) == (60, 104)
-    assert stream.tokens_per_frame == 30 * 52
-    assert stream.chunk_frames == 4
+    assert preset.latent_shape == (16, 60, 104)
+    assert preset.tokens_per_frame == 30 * 52
     assert (preset.first_chunk_latent_frames, preset.first_chunk_frames) == (2, 5)
+    assert (preset.chunk_frames, preset.input_frames(first=False)) == (4, 4)
+    # The Wan VAE encodes the first frame alone, TAEHV whole groups of four.
+    assert preset.input_frames(first=True) == 5
+    taehv = load("sdv2-1.3b-480p-taehv", ["encoder=taehv"])
+    assert taehv.input_frames(first=True) == 8
 
 
 def test_sizes_of_the_text_to_video_preset():
     preset = load(ROLLOUT)
-    assert preset.stream.chunk_frames == 12
+    assert preset.chunk_frames == 12
+    assert preset.input_frames(first=True) == preset.input_frames(first=False) == 0
     assert (preset.first_chunk_latent_frames, preset.first_chunk_frames) == (3, 9)
     bounded = load(ROLLOUT, ["stream.window_frames=12", "stream.sink_frames=3"])
     assert (bounded.stream.window_frames, bounded.effective_sink_frames) == (12, 3)
@@ -138,7 +142,7 @@ RULES = [
         "wan_vae.temporal_downsample = [true, true, true]",
         "exactly twice",
     ),
-    (STREAM, ["latents.normalise_encoder=true"], "latents.normalise_encoder = true", "Wan VAE's"),
+    (STREAM, ["latents.normalise_encoder=true"], "latents.normalise_encoder = true", "no mean"),
     (
         STREAM,
         ["latents.denormalise_decoder=true"],
@@ -181,11 +185,11 @@ def test_a_broken_rule_is_named_with_key_and_value(preset, overrides, key, rule)
 
 def test_every_problem_has_its_line():
     with pytest.raises(ConfigError) as caught:
-        load("tiny", ["stream.height=100", "dit.dim=193", "precision=fp8"])
+        load("tiny", ["stream.height=0", "dit.dim=193", "precision=fp8"])
     assert str(caught.value).splitlines() == [
         "preset tiny: precision = fp8: must be 'fp32', 'bf16' or 'fp16'",
         "preset tiny: dit.dim = 193: must be divisible by num_heads = 3",
-        "preset tiny: stream.height = 100: must be divisible by 16",
+        "preset tiny: stream.height = 0: must be greater than 0",
     ]
 
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdrt.engine.convs import FUSED
+from sdrt.engine.how import NOTHING, How
 from sdrt.engine.module import PackageModule
 from sdrt.engine.preset.preset import TaehvConfig
 from sdrt.engine.taehv import model as taehv
-from sdrt.engine.taehv.model import FIRST, LAST, TaehvDecoder, TaehvEncoder, TaehvError
+from sdrt.engine.taehv.model import FIRST, FUSED, LAST, TaehvDecoder, TaehvEncoder, TaehvError
 
 TOLERANCE = 1e-4
 """Relative; what the golden cases allow between CPUs and torch versions in float32."""
@@ -30,14 +30,14 @@ def encode(
     weights: dict[str, Tensor],
     pixels: Tensor,
     calls: list[int],
-    forms: dict[str, str] | None = None,
+    how: How = NOTHING,
 ):
     """Encode ``[F, 3, H, W]`` in calls of so many frames; returns all latents and the states."""
     height, width = pixels.shape[2:]
     latents: list[Tensor] = []
     states: dict[str, Tensor] = {}
     for index, chunk in enumerate(pixels.split(calls)):
-        encoder = TaehvEncoder(config, height, width, len(chunk), index == 0, forms)
+        encoder = TaehvEncoder(config, height, width, len(chunk), index == 0, how)
         load(encoder, weights)
         states = states or encoder.states("cpu")
         latents.append(encoder(chunk, states=states))
@@ -49,14 +49,14 @@ def decode(
     weights: dict[str, Tensor],
     latents: Tensor,
     calls: list[int],
-    forms: dict[str, str] | None = None,
+    how: How = NOTHING,
 ):
     """Decode ``[N, 16, h, w]`` in calls of so many latents; returns all pixels and the states."""
     height, width = 8 * latents.shape[2], 8 * latents.shape[3]
     pixels: list[Tensor] = []
     states: dict[str, Tensor] = {}
     for index, chunk in enumerate(latents.split(calls)):
-        decoder = TaehvDecoder(config, height, width, len(chunk), index == 0, forms)
+        decoder = TaehvDecoder(config, height, width, len(chunk), index == 0, how)
         load(decoder, weights)
         states = states or decoder.states("cpu")
         pixels.append(decoder(chunk, states=states))
@@ -133,9 +133,9 @@ def test_fused_layers_are_the_same_layers(small, relative_error) -> None:
     """Reference: the layers one by one, to the states; the first call repeats its first frame."""
     pixels = torch.rand(9, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
     pairs = []
-    for forms in (None, ALL_FUSED):
-        latents, states = encode(SMALL, small, pixels, [5, 4], forms)
-        frames, decoder_states = decode(SMALL, small, latents, [1, 2], forms)
+    for how in ({}, ALL_FUSED):
+        latents, states = encode(SMALL, small, pixels, [5, 4], how)
+        frames, decoder_states = decode(SMALL, small, latents, [1, 2], how)
         pairs.append({"latents": latents, "frames": frames, **states, **decoder_states})
     plain, fused = pairs
     assert plain.keys() == fused.keys()
@@ -151,21 +151,21 @@ def test_sizes_that_do_not_divide_are_refused() -> None:
         TaehvDecoder(SMALL, HEIGHT, WIDTH, 0, first=False)
 
 
-@pytest.mark.parametrize("forms", [None, ALL_FUSED])
-def test_weights_come_in_the_modules_strides(small, forms) -> None:
+@pytest.mark.parametrize("how", [{}, ALL_FUSED])
+def test_weights_come_in_the_modules_strides(small, how) -> None:
     """An engine's weights are bound by address: strides are part of the contract."""
-    encoder = TaehvEncoder(SMALL, HEIGHT, WIDTH, 4, False, forms)
-    decoder = TaehvDecoder(SMALL, HEIGHT, WIDTH, 1, False, forms)
+    encoder = TaehvEncoder(SMALL, HEIGHT, WIDTH, 4, False, how)
+    decoder = TaehvDecoder(SMALL, HEIGHT, WIDTH, 1, False, how)
     parameters = dict([*encoder.named_parameters(), *decoder.named_parameters()])
     assert parameters.keys() == small.keys()
     assert all(parameters[name].stride() == small[name].stride() for name in small)
 
 
-@pytest.mark.parametrize("forms", [None, ALL_FUSED])
-def test_tensors_are_channels_last(small, forms) -> None:
+@pytest.mark.parametrize("how", [{}, ALL_FUSED])
+def test_tensors_are_channels_last(small, how) -> None:
     """Weights, states and outputs, so that no convolution has to re-arrange its input."""
-    encoder = load(TaehvEncoder(SMALL, HEIGHT, WIDTH, 4, False, forms), small)
-    decoder = load(TaehvDecoder(SMALL, HEIGHT, WIDTH, 1, False, forms), small)
+    encoder = load(TaehvEncoder(SMALL, HEIGHT, WIDTH, 4, False, how), small)
+    decoder = load(TaehvDecoder(SMALL, HEIGHT, WIDTH, 1, False, how), small)
     inputs = {
         encoder: torch.rand(4, HEIGHT, WIDTH, 3).permute(0, 3, 1, 2),
         decoder: torch.randn(1, 16, HEIGHT // 8, WIDTH // 8),
@@ -177,17 +177,17 @@ def test_tensors_are_channels_last(small, forms) -> None:
         assert all(t.is_contiguous(memory_format=torch.channels_last) for t in tensors)
 
 
-@pytest.mark.parametrize("forms", [None, ALL_FUSED])
+@pytest.mark.parametrize("how", [{}, ALL_FUSED])
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("coder", ["encoder", "decoder"])
-def test_exported_stage_is_the_eager_one(small, relative_error, coder, first, forms) -> None:
+def test_exported_stage_is_the_eager_one(small, relative_error, coder, first, how) -> None:
     """Outputs and states over three calls; the reference is the eager module."""
     generator = torch.Generator().manual_seed(0)
     if coder == "encoder":
-        module = TaehvEncoder(SMALL, HEIGHT, WIDTH, 5 if first else 4, first, forms)
+        module = TaehvEncoder(SMALL, HEIGHT, WIDTH, 5 if first else 4, first, how)
         chunks = torch.rand(3, 5 if first else 4, 3, HEIGHT, WIDTH, generator=generator)
     else:
-        module = TaehvDecoder(SMALL, HEIGHT, WIDTH, 1, first, forms)
+        module = TaehvDecoder(SMALL, HEIGHT, WIDTH, 1, first, how)
         chunks = torch.randn(3, 1, 16, HEIGHT // 8, WIDTH // 8, generator=generator)
     load(module, small)
     states, exported_states = module.states("cpu"), module.states("cpu")

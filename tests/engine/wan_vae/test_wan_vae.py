@@ -15,19 +15,14 @@ from sdrt.engine.convs import (
     pack_weight,
     zero_histories,
 )
+from sdrt.engine.how import NOTHING
+from sdrt.engine.latents import denormalise, normalise
 from sdrt.engine.preset.preset import WanVaeConfig
 from sdrt.engine.wan_vae.blocks import enlarge, interleave
 from sdrt.engine.wan_vae.chain import fusable
+from sdrt.engine.wan_vae.coder import MEAN, STD
 from sdrt.engine.wan_vae.layers import decoder_chain, encoder_chain
-from sdrt.engine.wan_vae.model import (
-    MEAN,
-    STD,
-    WanVaeDecoder,
-    WanVaeEncoder,
-    WanVaeError,
-    denormalise,
-    normalise,
-)
+from sdrt.engine.wan_vae.model import WanVaeDecoder, WanVaeEncoder, WanVaeError
 from sdrt.engine.wan_vae.weights import from_public, public_shapes
 
 TOLERANCE = 1e-4  # float32, another implementation: the golden cases' own
@@ -39,22 +34,22 @@ CODERS = pytest.mark.parametrize("coder", [WanVaeEncoder, WanVaeDecoder])
 
 
 def build(
-    coder, config, tensors, size, count, first, forms=None, dtype=torch.float32, largest_call=None
+    coder, config, tensors, size, count, first, how=NOTHING, dtype=torch.float32, largest_call=None
 ):
     """Return a coder with the public ``tensors`` loaded."""
-    module = coder(config, *size, count, first, forms, largest_call).to(dtype)
-    loaded = from_public(config, tensors, forms)
+    module = coder(config, *size, count, first, how, largest_call).to(dtype)
+    loaded = from_public(config, tensors, how)
     module.load_state_dict({name: loaded[name] for name in module.state_dict()})
     return module.eval().requires_grad_(False)
 
 
-def run(coder, config, tensors, x, chunks, forms=None, largest_call=None):
+def run(coder, config, tensors, x, chunks, how=NOTHING, largest_call=None):
     """Stream ``x`` ``[T, C, H, W]`` in ``chunks``; a module per chunk shares states and weights."""
     scale = 1 if coder is WanVaeEncoder else 8
     size = (x.shape[2] * scale, x.shape[3] * scale)
     states, outputs = None, []
     for start, end in pairwise(accumulate(chunks, initial=0)):
-        arguments = (coder, config, tensors, size, end - start, start == 0, forms)
+        arguments = (coder, config, tensors, size, end - start, start == 0, how)
         module = build(*arguments, largest_call=largest_call)
         states = states or module.states("cpu")
         outputs.append(module(x[start:end], states=states))
@@ -63,10 +58,10 @@ def run(coder, config, tensors, x, chunks, forms=None, largest_call=None):
 
 
 def all_forms(form: str) -> dict[str, str]:
-    """Return ``forms`` that put every layer with a choice into one form."""
+    """Return a ``how`` that puts every layer with a choice into one form."""
     shapes = public_shapes(SMALL)
-    layers = {name.removesuffix(".weight") for name, s in shapes.items() if s[2:] == (3, 3, 3)}
-    return dict.fromkeys(layers, form)
+    layers = [name.removesuffix(".weight") for name, s in shapes.items() if s[2:] == (3, 3, 3)]
+    return {f"wan_vae.{layer}": form for layer in layers}
 
 
 def draw(*shape, seed=0):
@@ -108,10 +103,10 @@ def test_public_names_and_shapes(case):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_weights_come_in_the_modules_shapes_and_strides(small, form):
-    forms = all_forms(form)
-    loaded = from_public(SMALL, small, forms)
-    encoder = WanVaeEncoder(SMALL, HEIGHT, WIDTH, 4, False, forms)
-    decoder = WanVaeDecoder(SMALL, HEIGHT, WIDTH, 1, False, forms)
+    how = all_forms(form)
+    loaded = from_public(SMALL, small, how)
+    encoder = WanVaeEncoder(SMALL, HEIGHT, WIDTH, 4, False, how)
+    decoder = WanVaeDecoder(SMALL, HEIGHT, WIDTH, 1, False, how)
     own = {**encoder.state_dict(), **decoder.state_dict()}
     assert own.keys() == loaded.keys()
     for name, weight in own.items():
@@ -128,7 +123,7 @@ def test_encoder_golden(case, relative_error):
 
 def test_decoder_golden(case, relative_error):
     frames, about, config, weights = case
-    latents = denormalise(frames["decode_latents"])
+    latents = denormalise(frames["decode_latents"], MEAN, STD)
     pixels = run(WanVaeDecoder, config, weights, latents, about["decode_chunks"])
     assert relative_error(pixels, frames["decode_pixels"]) <= TOLERANCE
 
@@ -165,8 +160,8 @@ def wide_weights() -> dict[str, torch.Tensor]:
 def test_fused_layers_agree(relative_error, coder):
     """Reference: the default forms, over a first and two later calls; all layers that can fuse."""
     config, tensors = WanVaeConfig(), wide_weights()
-    forms = {
-        f"{side}.{index}": FUSED
+    how = {
+        f"wan_vae.{side}.{index}": FUSED
         for side, chain in (
             ("encoder.downsamples", encoder_chain(config)),
             ("decoder.upsamples", decoder_chain(config)),
@@ -174,12 +169,12 @@ def test_fused_layers_agree(relative_error, coder):
         for index, layer in enumerate(chain)
         if fusable(layer, upsamples=side.startswith("decoder"))
     }
-    assert len(forms) == 4 + 9
-    forms["decoder.head.2"] = FUSED
+    assert len(how) == 4 + 9
+    how["wan_vae.decoder.head.2"] = FUSED
     x = draw(13, 3, 16, 24) if coder is WanVaeEncoder else draw(4, 16, 2, 3)
     chunks = (5, 4, 4) if coder is WanVaeEncoder else (2, 1, 1)
     plain = run(coder, config, tensors, x, chunks)
-    fused = run(coder, config, tensors, x, chunks, forms, largest_call=5)
+    fused = run(coder, config, tensors, x, chunks, how, largest_call=5)
     assert relative_error(fused, plain) <= SAME_MATH
 
 
@@ -187,11 +182,12 @@ def test_upsampling_alone_is_fused(relative_error):
     """Reference: the default forms. Nothing is normed in the same pass, and no ring is there."""
     config, tensors = WanVaeConfig(), wide_weights()
     kinds = [layer.kind for layer in decoder_chain(config)]
-    forms = {f"decoder.upsamples.{i}": FUSED for i, kind in enumerate(kinds) if kind != "residual"}
-    assert len(forms) == 3
+    upsamples = [index for index, kind in enumerate(kinds) if kind != "residual"]
+    how = {f"wan_vae.decoder.upsamples.{index}": FUSED for index in upsamples}
+    assert len(how) == 3
     x, chunks = draw(3, 16, 2, 3), (2, 1)
     plain = run(WanVaeDecoder, config, tensors, x, chunks)
-    fused = run(WanVaeDecoder, config, tensors, x, chunks, forms)
+    fused = run(WanVaeDecoder, config, tensors, x, chunks, how)
     assert relative_error(fused, plain) <= SAME_MATH
 
 
@@ -302,14 +298,15 @@ def test_interleave_puts_halves_one_after_the_other():
 def test_normalisation(relative_error):
     latents = draw(2, 16, 4, 5)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (MEAN, STD))
-    assert relative_error(normalise(latents), (latents - mean) / std) <= SAME_MATH
-    assert relative_error(denormalise(normalise(latents)), latents) <= SAME_MATH
+    assert relative_error(normalise(latents, MEAN, STD), (latents - mean) / std) <= SAME_MATH
+    back = denormalise(normalise(latents, MEAN, STD), MEAN, STD)
+    assert relative_error(back, latents) <= SAME_MATH
 
 
 def test_normalisation_exports_without_constants():
     class Stage(torch.nn.Module):
         def forward(self, latents):
-            return denormalise(latents)
+            return denormalise(latents, MEAN, STD)
 
     assert not torch.export.export(Stage(), (draw(1, 16, 2, 3),)).constants
 
@@ -331,8 +328,8 @@ def test_sizes_that_do_not_divide_are_refused(coder, arguments, message):
 
 
 def test_unknown_form_is_refused(small):
-    forms = {"decoder.conv1": "conv4d"}
+    how = {"wan_vae.decoder.conv1": "conv4d"}
     with pytest.raises(CausalConvError, match="decoder.conv1: unknown form 'conv4d'"):
-        WanVaeDecoder(SMALL, HEIGHT, WIDTH, 1, False, forms)
+        WanVaeDecoder(SMALL, HEIGHT, WIDTH, 1, False, how)
     with pytest.raises(CausalConvError, match="expected one of stacked, conv3d"):
-        from_public(SMALL, small, forms)
+        from_public(SMALL, small, how)

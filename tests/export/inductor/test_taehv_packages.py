@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdrt.engine.convs import FUSED
 from sdrt.engine.preset.preset import load
-from sdrt.engine.taehv.model import FIRST, LAST
+from sdrt.engine.taehv.model import FIRST, FUSED, LAST
 from sdrt.export.inductor.package import compile_package
 from sdrt.export.plan.make import make_plan
 from sdrt.export.plan.plan import PlannedPackage

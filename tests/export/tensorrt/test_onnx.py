@@ -8,13 +8,14 @@ from torch import Tensor
 
 from sdrt.bench.measure.eager import eager_session
 from sdrt.engine.dit.embeddings import DitIn
-from sdrt.engine.frames import MotionNoise
+from sdrt.engine.latents import LatentDecoder, LatentEncoder
 from sdrt.engine.module import PackageModule
+from sdrt.engine.motion import MotionNoise
 from sdrt.engine.preset.preset import load
-from sdrt.engine.stream import LatentDecoder, LatentEncoder
 from sdrt.engine.taehv.model import TaehvDecoder, TaehvEncoder
 from sdrt.engine.taehv.model import from_public as taehv_from_public
 from sdrt.engine.taehv.model import public_shapes as taehv_shapes
+from sdrt.engine.wan_vae.coder import MEAN, STD
 from sdrt.engine.wan_vae.model import WanVaeDecoder, WanVaeEncoder
 from sdrt.engine.wan_vae.weights import from_public as wan_vae_from_public
 from sdrt.engine.wan_vae.weights import public_shapes as wan_vae_shapes
@@ -129,10 +130,10 @@ def test_golden_coders_through_onnx(coder, golden, recipe, relative_error):
         states, made = {}, []
         for phase, count in enumerate(counts):
             inner = lambda: maker(config, height, width, count, phase == 0)  # noqa: B023, E731
-            flag = is_decoder and coder == "wan-vae"
+            statistics = (MEAN, STD) if is_decoder and coder == "wan-vae" else ()
             size = (count, *given.shape[1:])
             program, buffers, order = export_coder(
-                lambda: wrapper(inner(), flag),  # noqa: B023
+                lambda: wrapper(inner(), *statistics),  # noqa: B023
                 (1, *size) if is_decoder else size,
                 weights,
             )

@@ -1,14 +1,22 @@
-"""Choices: what is asked before a build, and what the answers do to the plan."""
+"""Tuning: what is timed before a build, and what the fastest do to the plan."""
 
 import pytest
 import torch
 
+from sdrt.engine.coder import CODERS
 from sdrt.engine.preset.preset import load
-from sdrt.engine.taehv.model import FIRST, LAST, TaehvDecoder, TaehvEncoder
+from sdrt.engine.taehv.model import FIRST, FUSED, LAST, TaehvDecoder, TaehvEncoder
+from sdrt.engine.wan_vae.coder import largest_call
 from sdrt.export.plan.make import make_plan
 from sdrt.export.tune import measure as module
-from sdrt.export.tune.measure import ChoiceError, choose, fastest, op_modules, questions
-from sdrt.export.tune.wan_vae import largest_call
+from sdrt.export.tune.measure import (
+    CODER_TUNABLES,
+    TuneError,
+    fastest,
+    op_modules,
+    tunables,
+    tune,
+)
 from sdrt.runtime.directory.manifest import Choice
 
 CPU = torch.device("cpu")
@@ -34,54 +42,59 @@ def test_candidates_that_do_not_fit_are_left_out(monkeypatch) -> None:
         raise torch.OutOfMemoryError("2 GiB")
 
     monkeypatch.setattr(module, "capture", capture)
-    with pytest.raises(ChoiceError, match="too small for any of stacked, conv3d"):
+    with pytest.raises(TuneError, match="too small for any of stacked, conv3d"):
         fastest({"stacked": lambda: None, "conv3d": lambda: None})
 
 
-def test_every_layer_with_a_choice_is_asked_for() -> None:
+def test_every_layer_with_a_choice_is_tuned() -> None:
     """The tiny preset has all of them, small enough to make the candidates on a CPU."""
     preset = load("tiny", SMALL)
-    asked = {name: (kind, make) for name, kind, make in questions(preset, CPU)}
-    layers = {name for name in asked if not name.startswith("attention.")}
+    found = {tunable.place: tunable for tunable in tunables(preset, CPU)}
+    layers = {place for place, tunable in found.items() if tunable.stage != "dit"}
     plan = make_plan(preset, ((0, 8),), "cpu")
     blocks = {
-        name.removeprefix("wan-vae.model.").partition(".residual.")[0]
+        "wan_vae." + name.removeprefix("wan-vae.model.").partition(".residual.")[0]
         for name in plan.weights
         if ".residual." in name
     }
     assert {name for name in layers if "middle.1" not in name} >= blocks
-    assert {"encoder.middle.1", "decoder.middle.1"} <= layers
-    assert {name.split(".", 1)[1] for name in asked.keys() - layers} == {
-        "ring.first",
-        "text.first",
-        "ring.filling",
-        "ring.steady",
-        "text.chunk",
+    assert {"wan_vae.encoder.middle.1", "wan_vae.decoder.middle.1"} <= layers
+    assert found.keys() - layers == {
+        "dit.attention.ring.first",
+        "dit.attention.text.first",
+        "dit.attention.ring.filling",
+        "dit.attention.ring.steady",
+        "dit.attention.text.chunk",
     }
     with torch.inference_mode():
-        for make in dict(asked.values()).values():  # layers that are alike, once
-            for run in make().values():
+        for tunable in {tunable.kind: tunable for tunable in found.values()}.values():
+            for run in tunable.candidates().values():
                 run()
 
 
-def test_layers_of_taehv_are_asked_for() -> None:
+def test_layers_of_taehv_are_tuned() -> None:
     """Those that a preset has; on a CPU there is one candidate."""
-    asked = {name: make for name, _, make in questions(load("tiny"), CPU)}
-    assert {name for name in asked if not name.startswith("attention.")} == {FIRST, LAST}
+    found = {tunable.place: tunable for tunable in tunables(load("tiny"), CPU)}
+    assert {place for place, tunable in found.items() if tunable.stage != "dit"} == {FIRST, LAST}
     with torch.inference_mode():
-        for name in (FIRST, LAST):
-            candidates = asked[name]()
+        for place in (FIRST, LAST):
+            candidates = found[place].candidates()
             assert list(candidates) == ["conv2d"]
             candidates["conv2d"]()
-    names = {name for name, *_ in questions(load("tiny", ["encoder=wan-vae"]), CPU)}
-    assert LAST in names and FIRST not in names
+    places = {place for place, *_ in tunables(load("tiny", ["encoder=wan-vae"]), CPU)}
+    assert LAST in places and FIRST not in places
+
+
+def test_every_autoencoder_can_be_tuned() -> None:
+    """Also one without anything to tune has to say so."""
+    assert CODER_TUNABLES.keys() == CODERS.keys()
 
 
 def test_chosen_layers_of_taehv_are_fused() -> None:
     """In both phases, and nowhere without a choice; buffers and weights are the same."""
     plans = [
         make_plan(load("tiny"), ((0, 8),), "cpu", how=chosen)
-        for chosen in (None, {FIRST: "conv2d", LAST: "conv2d"}, {FIRST: "fused", LAST: "fused"})
+        for chosen in (None, {FIRST: "conv2d", LAST: "conv2d"}, {FIRST: FUSED, LAST: FUSED})
     ]
     for plan, fused in zip(plans, (False, False, True), strict=True):
         assert (plan.buffers, plan.weights) == (plans[0].buffers, plans[0].weights)
@@ -90,20 +103,20 @@ def test_chosen_layers_of_taehv_are_fused() -> None:
         assert [coder.fused for coder in coders] == [fused] * 4
 
 
-def test_layers_that_are_alike_are_asked_once(monkeypatch) -> None:
+def test_layers_that_are_alike_are_timed_once(monkeypatch) -> None:
     calls = []
     monkeypatch.setattr(module, "fastest", lambda made: calls.append(1) or counting(made))
     preset = load("tiny", SMALL)
-    found = choose(preset, CPU, {})
+    found = tune(preset, CPU, {})
     assert 0 < len(calls) < len(found)
 
 
 @pytest.mark.parametrize(
     ("stage", "prefix", "changes"),
     [
-        ("dit", "attention.", SMALL),
-        ("vae_encoder", "encoder.", SMALL),
-        ("vae_decoder", "decoder.", SMALL),
+        ("dit", "dit.attention.", SMALL),
+        ("vae_encoder", "wan_vae.encoder.", SMALL),
+        ("vae_decoder", "wan_vae.decoder.", SMALL),
         ("taehv_encoder", "taehv.encoder.", []),
         ("taehv_decoder", "taehv.decoder.", []),
     ],
@@ -111,8 +124,8 @@ def test_layers_that_are_alike_are_asked_once(monkeypatch) -> None:
 def test_stages_of_tensorrt_have_no_choice(monkeypatch, stage, prefix, changes) -> None:
     monkeypatch.setattr(module, "fastest", counting)
     preset = load("tiny", changes)
-    assert any(name.startswith(prefix) for name in choose(preset, CPU, {}))
-    found = choose(preset, CPU, {stage: "tensorrt"})
+    assert any(name.startswith(prefix) for name in tune(preset, CPU, {}))
+    found = tune(preset, CPU, {stage: "tensorrt"})
     assert found and not any(name.startswith(prefix) for name in found)
 
 
@@ -121,7 +134,7 @@ def test_packages_that_call_compiled_kernels_name_their_ops() -> None:
     chosen = {"a": "hopper", "b": "cudnn", "c": "fused"}
     choices = {name: Choice(chosen=value, ms={}) for name, value in chosen.items()}
     assert op_modules(choices) == ("sdrt.kernels.causal_conv", "sdrt.kernels.ring_attention")
-    fused = Choice(chosen="fused", ms={})
+    fused = Choice(chosen=FUSED, ms={})
     assert op_modules({FIRST: fused, LAST: fused}) == ()  # Triton's are in the packages
 
 
@@ -129,7 +142,7 @@ def test_both_phases_share_the_rings_of_fused_layers() -> None:
     """The largest call of the two, and the two frames before it, at the level's frame rate."""
     preset = load("sdv2-1.3b-480p")
     assert largest_call(preset) == max(4 * preset.first_chunk_latent_frames - 3, 4)
-    fused = {"encoder.downsamples.0": "fused", "decoder.upsamples.8": "fused"}
+    fused = {"wan_vae.encoder.downsamples.0": "fused", "wan_vae.decoder.upsamples.8": "fused"}
     plan = make_plan(preset, ((0, 30),), "cuda", how=fused)
     frames = largest_call(preset)
     ring = plan.buffers["encoder.encoder.downsamples.0.residual.2"]
