@@ -34,7 +34,7 @@ from sdrt.bench.scenarios import Scenario, check, describe, matching, preset_has
 from sdrt.engine.preset.preset import from_dict
 from sdrt.engine.weights.source import Source
 from sdrt.runtime.directory.manifest import Manifest, read_manifest
-from sdrt.runtime.programs.aoti import load_programs
+from sdrt.runtime.programs.loaders import load_programs
 from sdrt.runtime.session import Session
 
 SCHEMA = 1

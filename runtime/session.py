@@ -19,8 +19,8 @@ from sdrt.runtime.host_frames import HOST_SLOTS, HostFrames
 from sdrt.runtime.measure import profiler
 from sdrt.runtime.measure.memory import memory_gib
 from sdrt.runtime.measure.timing import Clock, make_clock
-from sdrt.runtime.programs.aoti import Program, load_programs
-from sdrt.runtime.programs.tensorrt import keep_compiled
+from sdrt.runtime.programs.loaders import are_exclusive, keep_compiled, load_programs
+from sdrt.runtime.programs.program import Program
 from sdrt.runtime.stage import Stage, StageTable
 from sdrt.runtime.streams import Lanes
 from sdrt.runtime.text import text_encoder
@@ -60,9 +60,7 @@ class Session:
         self.manifest, self.device, self._directory = manifest, device, directory
         self.weights = weights
         self.buffers = allocate_buffers(manifest, device)
-        # Plans share the memory of their activations, so they must not run beside each other.
-        plans = any(package.engine for package in manifest.packages.values())
-        self._lanes = Lanes(device, overlap and not plans)
+        self._lanes = Lanes(device, overlap and not are_exclusive(manifest))
         stages = [
             Stage(spec, manifest, programs, self.buffers, weights) for spec in manifest.stages
         ]
@@ -104,7 +102,7 @@ class Session:
             programs = load_programs(directory, manifest, target)
         with torch.inference_mode():
             session = cls(manifest, programs, weights, target, directory, overlap=overlap)
-        keep_compiled(programs.values())
+        keep_compiled(manifest, programs)
         return session
 
     @property

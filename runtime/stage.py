@@ -9,7 +9,7 @@ from torch import Tensor
 from sdrt.runtime.directory.manifest import Manifest, StageSpec
 from sdrt.runtime.directory.tensors import bind, check_arguments
 from sdrt.runtime.measure import profiler
-from sdrt.runtime.programs.aoti import Program
+from sdrt.runtime.programs.program import Program
 from sdrt.runtime.streams import Lanes
 
 WARM_UP_RUNS = 2

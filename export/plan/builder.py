@@ -61,8 +61,10 @@ class PlannedPackage:
     results: tuple[Tensor, ...] = ()
     """What a call returns, on the meta device."""
     backend: Backend = "inductor"
+    bakes: bool = False
+    """Whether weights are part of the compiled file, not arguments."""
     baked: dict[str, str] = field(default_factory=dict)
-    """Parameter -> weight that is part of the compiled file, not an argument (TensorRT's)."""
+    """Parameter -> weight that is part of the compiled file."""
     overwrites: frozenset[int] = frozenset()
     """Outputs that lie where a call has an input too; a plan must not write there directly."""
 
@@ -109,9 +111,17 @@ class PlanBuilder:
         return name
 
     def package(
-        self, name: str, make: Callable[[], PackageModule], backend: Backend = "inductor"
+        self,
+        name: str,
+        make: Callable[[], PackageModule],
+        backend: Backend = "inductor",
+        bakes: bool = False,
     ) -> None:
-        """Add a package, unless it is there; its arguments are known after its first call."""
+        """Add a package, unless it is there; its arguments are known after its first call.
+
+        Args:
+            bakes: the backend makes weights part of its files.
+        """
         if name in self.plan.packages:
             return
         with torch.device("meta"):
@@ -119,7 +129,9 @@ class PlanBuilder:
         module.eval().requires_grad_(False)
         for parameter in module.parameters():
             parameter.data = parameter.data.to(self._dtype)
-        self.plan.packages[name] = PlannedPackage(FlatModule(module, 0, 0), (), backend=backend)
+        self.plan.packages[name] = PlannedPackage(
+            FlatModule(module, 0, 0), (), backend=backend, bakes=bakes
+        )
 
     def call(
         self,
@@ -144,7 +156,6 @@ class PlanBuilder:
         """
         planned = self.plan.packages[package]
         module = planned.module.stage
-        is_plan = planned.backend != "inductor"
         prefix = f"{states}." if states else ""
         state_tensors = module.states("meta")
         if not planned.arguments:
@@ -156,12 +167,12 @@ class PlanBuilder:
             planned.results = as_tuple(results)
             planned.module = FlatModule(module, len(inputs), len(outputs))
         for name, result in zip(outputs, planned.results, strict=True):
-            self._declare(name, result, kind, is_plan)
+            self._declare(name, result, kind, planned.bakes)
         rows = "" if state_rows is None else f"[0:{state_rows}]"
         for name, state in state_tensors.items():
             if state_rows is None:
-                self._declare(f"{prefix}{name}", state, "state", is_plan)
-        if is_plan:
+                self._declare(f"{prefix}{name}", state, "state", planned.bakes)
+        if planned.bakes:
             weight_names = []
             prefixes: Mapping[str, str] = getattr(module, "weight_prefixes", {})
             for name, value in module.state_dict().items():

@@ -8,9 +8,9 @@ import torch
 from sdrt.engine.dit.embeddings import DitOut
 from sdrt.engine.preset.preset import Preset
 from sdrt.engine.stream import Intake, LatentDecoder, LatentEncoder, ShiftRows
+from sdrt.export.errors import BackendError
 from sdrt.export.plan.coders import encoder_results
 from sdrt.export.plan.pipeline import SHIFTED, Pipeline
-from sdrt.export.tensorrt.choice import BackendError, RingMode
 from sdrt.export.tensorrt.coders import (
     DecodeStage,
     EncodeStage,
@@ -19,6 +19,7 @@ from sdrt.export.tensorrt.coders import (
     OnnxPixelsToFrames,
 )
 from sdrt.export.tensorrt.dit import DitRange, OnnxDitBlock, OnnxDitIn, PromptRange
+from sdrt.export.tensorrt.settings import LIBRARIES, RingMode, uses_tensorrt
 from sdrt.runtime.directory.manifest import Backend, Phase
 
 RANGE_BLOCKS = 10
@@ -48,7 +49,7 @@ def make_pipeline(
     Raises:
         BackendError: TensorRT cannot hold the preset's ring.
     """
-    if all(backend == "inductor" for backend in backends.values()):
+    if not uses_tensorrt(backends):
         return Pipeline(preset, ranges, device, choices)
     return TensorRtPipeline(preset, ranges, device, backends, ring, choices)
 
@@ -75,7 +76,7 @@ class TensorRtPipeline(Pipeline):
         self.ring: RingMode = ring
         frames, window = preset.stream.chunk_latent_frames, preset.stream.window_frames
         sink = preset.effective_sink_frames
-        if backends["dit"] != "inductor" and (window % frames or sink % frames):
+        if backends["dit"] in LIBRARIES and (window % frames or sink % frames):
             raise BackendError(
                 f"stream.window_frames = {window}, sink frames = {sink}: TensorRT writes a chunk "
                 f"to the ring as a whole, so both must be multiples of "
@@ -84,7 +85,7 @@ class TensorRtPipeline(Pipeline):
 
     def _prompt(self) -> None:
         backend = self.backends["dit"]
-        if backend == "inductor":
+        if backend not in LIBRARIES:
             return super()._prompt()
         builder, dit = self.builder, self.preset.dit
         shape = (1, dit.text_len, dit.text_dim)
@@ -92,7 +93,7 @@ class TensorRtPipeline(Pipeline):
         calls = []
         for first, last in self.ranges:
             package = f"prompt_range.{first}-{last}"
-            builder.package(package, partial(PromptRange, dit, first, last), backend)
+            builder.package(package, partial(PromptRange, dit, first, last), backend, bakes=True)
             outputs = self._text(first, last)
             calls.append(builder.call(package, ["prompt_embeds"], outputs, kind="prompt"))
         builder.stage("prompt", "prompt", "any", calls)
@@ -100,7 +101,7 @@ class TensorRtPipeline(Pipeline):
     def _encode(self, phase: Phase, latent_frames: int) -> None:
         name = "vae_encoder" if self.preset.encoder == "wan-vae" else "taehv_encoder"
         backend = self.backends[name]
-        if backend == "inductor":
+        if backend not in LIBRARIES:
             return super()._encode(phase, latent_frames)
         builder, preset, suffix = self.builder, self.preset, f".{phase}"
         first, size = phase == "first", (preset.stream.height, preset.stream.width)
@@ -121,6 +122,7 @@ class TensorRtPipeline(Pipeline):
                 LatentEncoder(self._encoder(frames, first), preset.latents.normalise_encoder),
             ),
             backend,
+            bakes=True,
         )
         inputs = [f"frames{suffix}", f"noise{suffix}"]
         call = builder.call(f"{name}{suffix}", inputs, encoder_results(phase))
@@ -129,7 +131,7 @@ class TensorRtPipeline(Pipeline):
     def _decode(self, phase: Phase, latent_frames: int, latent: str) -> None:
         name = "vae_decoder" if self.preset.decoder == "wan-vae" else "taehv_decoder"
         backend = self.backends[name]
-        if backend == "inductor":
+        if backend not in LIBRARIES:
             return super()._decode(phase, latent_frames, latent)
         builder, preset = self.builder, self.preset
         package, first = f"{name}.{phase}", phase == "first"
@@ -143,6 +145,7 @@ class TensorRtPipeline(Pipeline):
                 OnnxPixelsToFrames(preset.decoder == "wan-vae"),
             ),
             backend,
+            bakes=True,
         )
         call = builder.call(package, [latent], [f"frames_out.{phase}"])
         builder.stage(name, "decode", phase, [call])
@@ -156,7 +159,7 @@ class TensorRtPipeline(Pipeline):
         result: str,
     ) -> None:
         backend = self.backends["dit"]
-        if backend == "inductor":
+        if backend not in LIBRARIES:
             return super()._dit(phase, shifts, inputs, renoise, result)
         builder, threshold = self.builder, self.preset.stream.sink_refresh_threshold
         batch, frames = builder.plan.buffers["latent.steady" if shifts else inputs[0]].shape[:2]
@@ -175,6 +178,7 @@ class TensorRtPipeline(Pipeline):
                 package,
                 partial(self._range, first, last, batch, frames, shifts, refreshes),
                 backend,
+                bakes=True,
             )
             if first == 0:
                 arguments = list(SHIFTED if shifts else inputs)

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from sdrt.engine.convs import FUSED
 from sdrt.engine.preset.preset import Preset
+from sdrt.export.backends import BACKENDS
 from sdrt.export.plan.pipeline import DTYPES
+from sdrt.export.recipe import Recipe
 from sdrt.export.tune.taehv import taehv_questions
 from sdrt.export.tune.wan_vae import Candidates, Question, vae_questions
 from sdrt.kernels import ring_attention as attention
 from sdrt.kernels.measure import capture, replay_ms
-from sdrt.runtime.directory.manifest import Backend, Choice
+from sdrt.runtime.directory.manifest import Choice
 
 OP_MODULES = {
     attention.COMPILED: "sdrt.kernels.ring_attention",
@@ -52,21 +54,17 @@ def op_modules(choices: Mapping[str, Choice]) -> tuple[str, ...]:
 
 
 @torch.inference_mode()
-def choose(
-    preset: Preset, device: torch.device, backends: Mapping[str, Backend]
-) -> dict[str, Choice]:
+def choose(recipe: Recipe, device: torch.device) -> dict[str, Choice]:
     """Time every candidate at the preset's shapes on a CUDA device; return the fastest.
 
-    It takes a few seconds; layers that are alike are asked for once.
-
-    Args:
-        backends: stage -> backend; ops of stages that are not Inductor's have no choice.
+    It takes a few seconds; layers that are alike are asked for once. Ops of stages whose backend
+    chooses for itself have no choice.
     """
     answers: dict[Hashable, Choice] = {}
     choices = {}
-    for name, kind, candidates in questions(preset, device):
+    for name, kind, candidates in questions(recipe.preset, device):
         stage = next(stage for start, stage in STAGES.items() if name.startswith(start))
-        if backends.get(stage, "inductor") != "inductor":
+        if not BACKENDS[recipe.backends[stage]].tunes:
             continue
         if kind not in answers:
             answers[kind] = fastest(candidates())

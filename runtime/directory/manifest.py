@@ -171,6 +171,7 @@ class Variant(_Model):
     weights: WeightsSpec
     ops: tuple[str, ...] = ()
     choices: dict[str, Choice] = {}
+    recipe: dict[str, Any] = {}
 
 
 class Manifest(_Model):
@@ -192,6 +193,8 @@ class Manifest(_Model):
     text: TextSpec
     choices: dict[str, Choice] = {}
     """Op and shape, such as ``attention.ring.steady`` -> the implementation that it got."""
+    recipe: dict[str, Any] = {}
+    """What the builder planned from; the runtime does not read it."""
     others: tuple[Variant, ...] = ()
     """The same for other devices (a mixed directory)."""
     builds: tuple[tuple[str, ...], ...] = ()
@@ -229,15 +232,6 @@ class Manifest(_Model):
             commands.append(shlex.join(["build-engines", *arguments, "--out", str(directory), way]))
             way = "--add"
         return " && ".join(commands)
-
-    def add_command(self, directory: Path, target: str) -> str:
-        """Return the command that adds plans of tensorrt_rtx for another card."""
-        plain = [(*self.build_arguments[0], "--backend", "tensorrt-rtx")]
-        plans = [build for build in self.build_arguments if "tensorrt-rtx" in build]
-        *_, arguments = map(list, plans or plain)
-        start = arguments.index("--target") if "--target" in arguments else len(arguments)
-        arguments[start : start + 2] = ["--target", target]
-        return shlex.join(["build-engines", *arguments, "--add", "--out", str(directory)])
 
 
 def split_rows(argument: str) -> tuple[str, int | None, int | None]:

@@ -19,8 +19,8 @@ from sdrt.engine.preset.preset import load
 from sdrt.export.cli import app
 from sdrt.export.plan.builder import PlanBuilder
 from sdrt.export.progress import Progress
-from sdrt.export.tensorrt.choice import choose_backends
-from sdrt.export.tensorrt.stages import make_pipeline
+from sdrt.export.recipe import Recipe
+from sdrt.export.tensorrt.settings import Settings
 from sdrt.runtime import cli as sdrun
 from sdrt.runtime.directory.manifest import Manifest, read_manifest
 from sdrt.runtime.session import Session
@@ -29,7 +29,7 @@ for optional in ("tensorrt_rtx", "onnx", "onnxscript"):
     pytest.importorskip(optional, reason="the extra `tensorrt-rtx` is not installed")
 
 from sdrt.export.tensorrt.backend import PlanWorker  # noqa: E402
-from sdrt.export.tensorrt.builder import Cancelled, PlanError, Settings, build_plan, load_library  # noqa: E402
+from sdrt.export.tensorrt.builder import Cancelled, PlanError, build_plan, load_library  # noqa: E402
 from sdrt.export.tensorrt.onnx import export_stage  # noqa: E402
 from sdrt.export.tensorrt.onnxruntime import TOLERANCE, OrtProgram  # noqa: E402
 
@@ -245,7 +245,7 @@ def exported(tmp_path: Path):
     """Return a small stage and the path of its ONNX file."""
     builder = PlanBuilder(torch.float32, channels_last_3d=False)
     builder.buffer("x", (4,), torch.float32)
-    builder.package("doubles", Doubles, "tensorrt-rtx")
+    builder.package("doubles", Doubles, "tensorrt-rtx", bakes=True)
     builder.call("doubles", ["x"], ["y"])
     stage = export_stage(builder.plan.packages["doubles"], {})
     stage.save(tmp_path / "doubles.onnx")
@@ -300,7 +300,7 @@ def small(tmp_path: Path) -> list[str]:
 
 def test_ctrl_c_leaves_finished_plans_only(small: list[str], tmp_path: Path):
     """The real command, interrupted as a terminal does it; then it goes on where it stopped."""
-    stages = tmp_path / "engine.partial" / "stages"
+    stages = tmp_path / "engine.partial" / "packages"
     command = [sys.executable, "-m", "sdrt.export.cli", *small, "--keep-onnx"]
     process = subprocess.Popen(
         command,
@@ -362,8 +362,7 @@ def test_linears_that_stay_as_they_are_are_refused(tmp_path: Path, monkeypatch):
 def test_a_plan_of_more_than_two_gigabytes(tmp_path: Path):
     """Four blocks of the 14B model: protobuf ends at 2 GB, a file beside the graph does not."""
     preset = load("sdv2-14b-480p", ["dit.num_layers=4"])
-    backends = choose_backends(preset, "tensorrt-rtx", [])
-    plan = make_pipeline(preset, [(0, 4)], "cuda", backends).plan()
+    plan = Recipe.of(preset, "cuda", backends="tensorrt-rtx").plan()
     planned = plan.packages["dit_range.chunk.0-4"]
     # Each its own values: the builder stores equal weights once.
     weights = {
@@ -395,7 +394,7 @@ def test_a_check_of_more_than_two_gigabytes():
     """onnxruntime reads such a graph's weights from a file too. Reference: the eager module."""
     builder = PlanBuilder(torch.float32, channels_last_3d=False)
     builder.buffer("x", (1, 2, 24_000), torch.float32)
-    builder.package("wide", Wide, "tensorrt-rtx")
+    builder.package("wide", Wide, "tensorrt-rtx", bakes=True)
     builder.call("wide", ["x"], ["y"])
     planned = builder.plan.packages["wide"]
     weights = {"part.linear.weight": torch.zeros(24_000, 24_000).fill_diagonal_(2)}

@@ -6,6 +6,7 @@ import torch
 from sdrt.engine.preset.preset import load
 from sdrt.engine.taehv.model import FIRST, LAST, TaehvDecoder, TaehvEncoder
 from sdrt.export.plan.pipeline import Pipeline
+from sdrt.export.recipe import Recipe
 from sdrt.export.tune import measure as module
 from sdrt.export.tune.measure import ChoiceError, choose, fastest, op_modules, questions
 from sdrt.export.tune.wan_vae import largest_call
@@ -94,7 +95,7 @@ def test_layers_that_are_alike_are_asked_once(monkeypatch) -> None:
     calls = []
     monkeypatch.setattr(module, "fastest", lambda made: calls.append(1) or counting(made))
     preset = load("tiny", SMALL)
-    found = choose(preset, CPU, {})
+    found = choose(Recipe.of(preset), CPU)
     assert 0 < len(calls) < len(found)
 
 
@@ -111,8 +112,8 @@ def test_layers_that_are_alike_are_asked_once(monkeypatch) -> None:
 def test_stages_of_tensorrt_have_no_choice(monkeypatch, stage, prefix, changes) -> None:
     monkeypatch.setattr(module, "fastest", counting)
     preset = load("tiny", changes)
-    assert any(name.startswith(prefix) for name in choose(preset, CPU, {}))
-    found = choose(preset, CPU, {stage: "tensorrt"})
+    assert any(name.startswith(prefix) for name in choose(Recipe.of(preset), CPU))
+    found = choose(Recipe.of(preset, backends={stage: "tensorrt"}), CPU)
     assert found and not any(name.startswith(prefix) for name in found)
 
 

@@ -10,6 +10,7 @@ from sdrt.bench.measure.eager import eager_session
 from sdrt.bench.measure.frames import chunks_for
 from sdrt.engine.preset.preset import load
 from sdrt.engine.weights.source import open_source
+from sdrt.export.recipe import Recipe
 from sdrt.runtime.measure import profiler
 from sdrt.runtime.measure.trace import StreamTrace, Trace
 
@@ -23,7 +24,7 @@ SMALL = [
 def session():
     """A small stream-batch session over eager modules."""
     preset = load("tiny", SMALL)
-    opened = eager_session(preset, open_source("synthetic", preset))
+    opened = eager_session(Recipe.of(preset), open_source("synthetic", preset))
     opened.prepare("neon discs")
     return opened
 
@@ -88,7 +89,7 @@ def test_sessions_open_with_ranges_where_a_tool_listens(monkeypatch) -> None:
     assert profiler._listening() is None
     preset, log = load("tiny", SMALL), Log()
     with profiler.emitting(log):
-        opened = eager_session(preset, open_source("synthetic", preset))
+        opened = eager_session(Recipe.of(preset), open_source("synthetic", preset))
         with profiler.span("load"):
             pass
     assert (0, "load") in log.ranges
