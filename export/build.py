@@ -1,7 +1,7 @@
 """Building an engine directory: compile, try out, store the weights, write the manifest."""
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
+from sdrt.export.backends import backends_of
 from sdrt.export.describe import describe
+from sdrt.export.errors import PackageError
 from sdrt.export.folder import (
-    BAKED_FOLDER,
     CHOICES_NAME,
     alone,
     check_target,
@@ -20,18 +21,16 @@ from sdrt.export.folder import (
     open_partial,
     whole_disk,
 )
-from sdrt.export.inductor.backend import compile_packages
+from sdrt.export.job import Job
 from sdrt.export.plan.plan import Plan
 from sdrt.export.plan.weights import plan_weights
 from sdrt.export.progress import Progress
-from sdrt.export.quantise.calibrate import CalibrationError
+from sdrt.export.recipe import Recipe
 from sdrt.export.request import BuildError, Request
 from sdrt.export.store import write_text_encoder, write_weights
-from sdrt.export.tensorrt.backend import build_plans
-from sdrt.export.tensorrt.builder import PlanError
-from sdrt.export.trial import TrialError
-from sdrt.export.tune.measure import TuneError, tune
+from sdrt.export.tune.measure import tune
 from sdrt.export.variants import add_variant
+from sdrt.export.work import BAKED_FOLDER, WorkFolder
 from sdrt.runtime.directory.manifest import (
     Choice,
     Manifest,
@@ -66,38 +65,45 @@ def build(request: Request, progress: Progress) -> Manifest:
         return _build(request, open_partial(request), progress)
 
 
-def _build(request: Request, partial: Path, progress: Progress) -> Manifest:
-    choices = _choose(request, partial)
-    chosen = {name: choice.chosen for name, choice in choices.items()}
-    plan = request.plan(chosen)
-    stored = _background(lambda: _store(request, plan, partial, chosen))
-    packages = compile_packages(request, plan, partial, progress, stored, chosen)
+def _build(request: Request, work: WorkFolder, progress: Progress) -> Manifest:
+    choices = _choose(request, work.path)
+    how = request.recipe.how | {name: choice.chosen for name, choice in choices.items()}
+    recipe = request.recipe.model_copy(update={"how": how})
+    plan = recipe.plan()
+    stored = _background(lambda: _store(request, recipe, plan, work.path))
+    packages = _build_packages(Job(request, recipe, plan, work, progress, stored))
     weights, text = stored.result()
-    packages |= _build_plans(request, plan, partial, progress, text)
-    packages = {name: packages[name] for name in plan.packages}
-    manifest = describe(plan, request.preset, request.machine(), packages, weights, text, choices)
+    manifest = describe(plan, recipe, request.machine(), packages, weights, text, choices)
     if request.arguments:
         manifest = manifest.model_copy(update={"builds": (request.arguments,)})
-    write_manifest(partial, manifest)
-    clean(partial)
+    write_manifest(work.path, manifest)
+    clean(work)
     if request.add:
-        return add_variant(partial, manifest, request.out)
-    install(partial, request.out)
+        return add_variant(work.path, manifest, request.out)
+    install(work.path, request.out)
     return manifest
+
+
+def _build_packages(job: Job) -> dict[str, PackageSpec]:
+    """Let each backend build its packages, in the plan's order."""
+    packages: dict[str, PackageSpec] = {}
+    try:
+        for backend in backends_of(job.recipe):
+            packages |= backend.build(job)
+    except PackageError as error:
+        raise BuildError(str(error)) from error
+    return {name: packages[name] for name in job.plan.packages}
 
 
 def _choose(request: Request, partial: Path) -> dict[str, Choice]:
     """Time the implementations of the packages' ops; an interrupted build's choices stay."""
-    if request.device.type != "cuda" or request.tensorrt.targets:
+    if request.device.type != "cuda" or request.recipe.tensorrt.targets:
         return {}
     path = partial / CHOICES_NAME
     if path.is_file():
         return CHOICES.validate_json(path.read_bytes())
     with torch.cuda.device(request.device):
-        try:
-            choices = tune(request.preset, request.device, request.backends)
-        except TuneError as error:
-            raise BuildError(str(error)) from error
+        choices = tune(request.recipe, request.device)
     path.write_bytes(CHOICES.dump_json(choices))
     return choices
 
@@ -117,30 +123,21 @@ def _background(function: Callable[[], Any]) -> Future[Any]:
 
 
 def _store(
-    request: Request, plan: Plan, partial: Path, choices: Mapping[str, str]
+    request: Request, recipe: Recipe, plan: Plan, partial: Path
 ) -> tuple[WeightsSpec, TextSpec]:
     source = request.source
-    tensors = plan_weights(plan, request.preset, source, request.device, choices=choices)
+    tensors = plan_weights(plan, recipe.preset, source, request.device, choices=recipe.how)
     weights = WeightsSpec(
         source=source.description,
         synthetic=source.synthetic,
         files=write_weights(partial, tensors),
     )
     if plan.baked:
-        baked = plan_weights(plan, request.preset, source, request.device, baked=True)
+        baked = plan_weights(plan, recipe.preset, source, request.device, baked=True)
         write_weights(partial / BAKED_FOLDER, baked)
     if request.add:  # the directory has one, and it is the same for every device
         return weights, read_manifest(request.out).text
-    return weights, write_text_encoder(partial, request.preset, source, request.device)
-
-
-def _build_plans(
-    request: Request, plan: Plan, partial: Path, progress: Progress, text: TextSpec
-) -> dict[str, PackageSpec]:
-    try:
-        return build_plans(request, plan, partial, progress, text)
-    except (PlanError, CalibrationError, TrialError) as error:
-        raise BuildError(str(error)) from error
+    return weights, write_text_encoder(partial, recipe.preset, source)
 
 
 def table(manifest: Manifest) -> Sequence[tuple[str, str, float, float]]:

@@ -8,18 +8,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sdrt.export.options import Options
+from sdrt.export.options import DEFAULT_BACKEND, Options
 from sdrt.runtime.command import CommandError, run_command
 
 if TYPE_CHECKING:  # torch takes seconds to import
-    from collections.abc import Mapping
-
     import torch
 
     from sdrt.engine.preset.preset import Preset
+    from sdrt.export.recipe import Recipe
     from sdrt.export.request import Request
-    from sdrt.export.tensorrt.builder import Settings
-    from sdrt.runtime.directory.manifest import Backend
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -62,7 +59,7 @@ def build_engines(
     force: Annotated[bool, typer.Option(help="Replace an engine directory that exists.")] = False,
     backend: Annotated[
         str, typer.Option(help="inductor, tensorrt (on the GPU it runs on) or tensorrt-rtx.")
-    ] = "inductor",
+    ] = DEFAULT_BACKEND,
     stage_backend: Annotated[
         list[str] | None,
         typer.Option("--stage-backend", help="Another one for a stage: vae_decoder=tensorrt."),
@@ -127,7 +124,7 @@ def _build(preset: "Preset", options: Options) -> None:
 
     console = Console(soft_wrap=True)
     request = _request(preset, options)
-    packages = len(request.plan().packages)
+    packages = len(request.recipe.plan().packages)
     console.print(f"building {request.out} ({packages} packages, {request.machine().name})")
     with Progress(console, packages) as progress:
         manifest = build(request, progress)
@@ -151,82 +148,83 @@ def _request(preset: "Preset", options: Options) -> "Request":
     import torch
 
     from sdrt.engine.weights.source import open_source
-    from sdrt.export.quantise.calibrate import Material
-    from sdrt.export.request import Request, default_folder, parse_ranges
-    from sdrt.export.tensorrt.choice import choose_backends
-    from sdrt.export.tensorrt.stages import default_ranges
+    from sdrt.export.backends import backends_of
+    from sdrt.export.quantise.material import Material
+    from sdrt.export.request import Request, default_folder
 
     device = _device(options.device)
     spec = options.weights or ("bundled" if preset.name == "tiny" else "default")
     source = open_source(spec, preset, _components(options.component or []))
-    blocks = parse_ranges(options.ranges, preset.dit.num_layers)
-    backends = choose_backends(preset, options.backend, options.stage_backend or [])
-    settings = _settings(preset, options, backends, device)
-    if options.ranges is None and backends["dit"] != "inductor":
-        blocks = default_ranges(preset.dit.num_layers)
+    recipe = _recipe(preset, options, device)
+    targets = recipe.tensorrt.targets
     if options.target is not None:
         device = torch.device("cpu")  # where weights are converted; nothing runs
     if device.type == "cuda" and not torch.cuda.is_available():
         raise CommandError(
             "no CUDA device is here: use --device cpu, or build on the GPU's machine"
         )
-    return Request(
-        preset,
+    request = Request(
+        recipe,
         source,
-        options.out or Path("engines") / default_folder(preset, device, settings.targets),
+        options.out or Path("engines") / default_folder(preset, device, targets),
         device,
-        blocks,
         options.force,
         options.jobs,
-        backends=backends,
-        tensorrt=settings,
         keep_onnx=options.keep_onnx,
         check_onnx=options.check_onnx,
         calibration=Material(options.calibration_clip, options.calibration_steps),
         add=options.add,
         arguments=options.arguments(),
     )
+    for backend in backends_of(recipe):
+        backend.check(request)
+    return request
 
 
-def _settings(
-    preset: "Preset", options: Options, backends: "Mapping[str, Backend]", device: "torch.device"
-) -> "Settings":
-    """Return how TensorRT plans are built, where there are any."""
-    from sdrt.export.quantise.fp8 import check_fp8, choose_groups
-    from sdrt.export.tensorrt.builder import Settings
-    from sdrt.export.tensorrt.choice import architectures, choose_ring, choose_targets
+def _recipe(preset: "Preset", options: Options, device: "torch.device") -> "Recipe":
+    """Return what determines the plan.
 
-    targets = choose_targets(preset, backends, options.target, device)
-    groups = choose_groups(options.fp8)
-    check_fp8(groups, preset.precision, backends, targets or architectures(device))
-    if options.check_onnx and set(backends.values()) == {"inductor"}:
+    Raises:
+        CommandError, BackendError: options that do not go together, or not here.
+    """
+    from sdrt.export.backends import BACKENDS, choose_backends
+    from sdrt.export.quantise.fp8 import choose_groups
+    from sdrt.export.recipe import Recipe
+    from sdrt.export.request import parse_ranges
+    from sdrt.export.tensorrt.settings import (
+        Settings,
+        choose_ring,
+        choose_targets,
+        uses_tensorrt,
+    )
+
+    ranges = parse_ranges(options.ranges, preset.dit.num_layers)
+    backends = choose_backends(preset, options.backend, options.stage_backend or [])
+    if options.ranges is None:
+        ranges = BACKENDS[backends["dit"]].default_ranges(preset.dit.num_layers)
+    if options.check_onnx and not uses_tensorrt(backends):
         raise CommandError("--check-onnx: no stage is built by TensorRT")
-    return Settings(
+    targets = choose_targets(preset, backends, options.target, device)
+    settings = Settings(
         targets,
         options.optimization_level,
         options.aux_streams,
         options.workspace_mib,
         str(options.timing_cache) if options.timing_cache else None,
-        choose_ring(backends, options.check_onnx),
-        groups,
+        choose_ring(backends),
     )
+    kind, groups = "cuda" if targets else device.type, choose_groups(options.fp8)
+    return Recipe.of(preset, kind, ranges, backends, tensorrt=settings, fp8=groups)
 
 
 def _explain(console: Console, folder: Path, manifest) -> None:
-    """Print what the TensorRT builder made of each plan."""
+    """Print what the compilers made of each package."""
+    from sdrt.export.backends import BACKENDS
+
     for variant in manifest.variants():
         for name, package in variant.packages.items():
-            if package.engine is None:
-                continue
-            fp8_gemms = package.engine.fp8.gemms if package.engine.fp8 else 0
-            layers = (folder / package.file).with_suffix(".layers.txt").read_text().splitlines()
-            console.print(
-                f"{name}: {len(layers)} layers, {package.engine.fused_attentions} of them fused "
-                f"attention, {fp8_gemms} FP8 matrix products, "
-                f"{package.engine.activation_bytes / 1e6:.1f} MB of activations"
-            )
-            for layer in layers:
-                console.print(f"  {layer}", markup=False, highlight=False)
+            for line in BACKENDS[package.backend].explain(folder, name, package):
+                console.print(line, markup=False, highlight=False)
 
 
 def _print_table(console: Console, manifest, seconds: float) -> None:

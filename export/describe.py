@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 import torch
 
-from sdrt.engine.preset.preset import Preset, to_dict
+from sdrt.engine.preset.preset import to_dict
 from sdrt.export.plan.plan import Plan
+from sdrt.export.recipe import Recipe
 from sdrt.export.tune.measure import op_modules
 from sdrt.runtime.directory.manifest import (
     SCHEMA_VERSION,
@@ -55,7 +56,7 @@ def versions() -> dict[str, str]:
 
 def describe(
     plan: Plan,
-    preset: Preset,
+    recipe: Recipe,
     device: torch.device | DeviceSpec,
     packages: Mapping[str, PackageSpec],
     weights: WeightsSpec,
@@ -68,7 +69,8 @@ def describe(
     return Manifest(
         schema_version=SCHEMA_VERSION,
         sdrt=sdrt_version(),
-        preset=to_dict(preset),
+        preset=to_dict(recipe.preset),
+        recipe=recipe.model_dump(mode="json"),
         device=device if isinstance(device, DeviceSpec) else describe_device(device),
         versions=versions(),
         built=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

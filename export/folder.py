@@ -14,18 +14,15 @@ from safetensors import SafetensorError
 
 from sdrt.export.request import BuildError, Request, build_key
 from sdrt.export.variants import check_addition
+from sdrt.export.work import BAKED_FOLDER, WorkFolder
 from sdrt.runtime.directory.manifest import MANIFEST_NAME
 
 KEY_NAME = "build.key"
 """In a work folder: what the packages in it were built from."""
 CHOICES_NAME = "choices.json"
 """Beside it: the implementations that were the fastest."""
-BAKED_FOLDER = "baked"
-"""In a work folder: the weights that become part of plans."""
 FULL = os.strerror(errno.ENOSPC)
 """What every library's message of a full disk contains."""
-FINISHED = (".json", ".pt2", ".plan", ".layers.txt")
-"""Endings of a finished package's files in ``stages``."""
 
 
 @contextlib.contextmanager
@@ -88,7 +85,7 @@ def whole_disk(out: Path) -> Iterator[None]:
     partial = out.with_name(f"{out.name}.partial")
     for folder in ("weights", "text", BAKED_FOLDER, "onnx"):
         shutil.rmtree(partial / folder, ignore_errors=True)
-    discard_unfinished(partial)
+    WorkFolder(partial).discard_unfinished()
     raise BuildError(
         f"{out}: the disk is full; make room and give the same command again: what is finished "
         f"lies in {partial}"
@@ -99,7 +96,9 @@ def check_target(request: Request) -> None:
     """Refuse to replace an engine unasked, and anything that is no engine at all."""
     out = request.out
     if request.add:
-        return check_addition(out, request.preset, request.source.description, request.machine())
+        return check_addition(
+            out, request.recipe.preset, request.source.description, request.machine()
+        )
     if not out.exists():
         return
     if not (out / MANIFEST_NAME).is_file():
@@ -108,9 +107,10 @@ def check_target(request: Request) -> None:
         raise BuildError(f"{out}: exists already; use --force to build it again")
 
 
-def open_partial(request: Request) -> Path:
+def open_partial(request: Request) -> WorkFolder:
     """Return the work folder; all that an interrupted build left in it are finished packages."""
     partial = request.out.with_name(request.out.name + ".partial")
+    work = WorkFolder(partial)
     key = build_key(request)
     key_file = partial / KEY_NAME
     try:
@@ -119,36 +119,22 @@ def open_partial(request: Request) -> Path:
                 raise BuildError(f"{partial}: in the way of the build, and not made by one")
             for folder in ("weights", "text", BAKED_FOLDER):
                 shutil.rmtree(partial / folder, ignore_errors=True)
-            discard_unfinished(partial)
+            work.discard_unfinished()
             if key_file.read_text() != key:
                 shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
         key_file.write_text(key)
-        (partial / "stages").mkdir(exist_ok=True)
+        work.packages.mkdir(exist_ok=True)
     except OSError as error:
         raise BuildError(f"{request.out}: cannot be written ({error.strerror})") from None
-    return partial
+    return work
 
 
-def discard_unfinished(partial: Path) -> None:
-    """Remove every file of a package that was not finished: those have a description beside."""
-    stages = partial / "stages"
-    finished = [path.name.removesuffix(".json") for path in stages.glob("*.json")]
-    kept = {f"{name}{ending}" for name in finished for ending in FINISHED}
-    for path in stages.glob("*"):
-        if path.name not in kept:
-            path.unlink()
-    for path in (partial / "onnx").glob("*"):
-        if path.name.partition(".onnx")[0] not in finished:
-            path.unlink()
-
-
-def clean(partial: Path) -> None:
+def clean(work: WorkFolder) -> None:
     """Remove what only an interrupted build needs."""
-    (partial / KEY_NAME).unlink()
-    (partial / CHOICES_NAME).unlink(missing_ok=True)
-    for path in (partial / "stages").glob("*.json"):
-        path.unlink()
+    (work.path / KEY_NAME).unlink()
+    (work.path / CHOICES_NAME).unlink(missing_ok=True)
+    work.forget_descriptions()
 
 
 def install(partial: Path, out: Path) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+DEFAULT_BACKEND = "inductor"
 SOURCE_WORDS = ("default", "bundled", "synthetic")
 """Sources of weights that are no places."""
 
@@ -48,7 +49,7 @@ class Options:
             *(("--set", change) for change in self.override or []),
             ("--ranges", self.ranges),
             ("--device", self.device),
-            ("--backend", self.backend if self.backend != "inductor" else None),
+            ("--backend", self.backend if self.backend != DEFAULT_BACKEND else None),
             *(("--stage-backend", pair) for pair in self.stage_backend or []),
             ("--optimization-level", self.optimization_level),
             ("--aux-streams", self.aux_streams or None),

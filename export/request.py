@@ -2,24 +2,21 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from sdrt.engine.preset.preset import Preset, to_dict
+from sdrt.engine.preset.preset import Preset
 from sdrt.engine.weights.source import Source
+from sdrt.export.backends import backends_of
 from sdrt.export.describe import describe_device, versions
-from sdrt.export.inductor.package import options
-from sdrt.export.plan.make import make_plan
-from sdrt.export.plan.plan import Plan
-from sdrt.export.quantise.calibrate import Material
-from sdrt.export.tensorrt.builder import Settings
+from sdrt.export.quantise.material import Material
+from sdrt.export.recipe import Ranges, Recipe
 from sdrt.kernels.errors import SdrtError
 from sdrt.kernels.library import library_path
-from sdrt.runtime.directory.manifest import Backend, DeviceSpec
+from sdrt.runtime.directory.manifest import DeviceSpec
 
 
 class BuildError(SdrtError):
@@ -28,22 +25,17 @@ class BuildError(SdrtError):
 
 @dataclass(frozen=True)
 class Request:
-    """What to build, for which device, and where."""
+    """What to build, from which weights, where, and how to go about it."""
 
-    preset: Preset
+    recipe: Recipe
     source: Source
     out: Path
     device: torch.device
-    ranges: tuple[tuple[int, int], ...]
-    """Consecutive block ranges of the DiT."""
+    """Where packages are compiled and weights converted; with targets nothing runs on it."""
     force: bool = False
     """Replace an engine directory that is there."""
     jobs: int | None = None
     """Packages compiled at once; by default as many as cores and memory allow."""
-    backends: Mapping[str, Backend] = field(default_factory=dict)
-    """Stage -> backend; Inductor for all unless given."""
-    tensorrt: Settings = Settings()
-    """How TensorRT plans are built; with targets, ``device`` is only where weights convert."""
     keep_onnx: bool = False
     """Leave the ONNX files of the plans in the engine directory."""
     check_onnx: bool = False
@@ -56,15 +48,10 @@ class Request:
     arguments: tuple[str, ...] = ()
     """Of the command line that asked for it, for the command that builds it again."""
 
-    def plan(self, how: Mapping[str, str] | None = None) -> Plan:
-        """Return the plan of the preset for these backends."""
-        kind = "cuda" if self.tensorrt.targets else self.device.type
-        return make_plan(self.preset, self.ranges, kind, self.backends, self.tensorrt.ring, how)
-
     def machine(self) -> DeviceSpec:
         """Return the device that is built for."""
-        targets = self.tensorrt.targets
-        if not targets or set(self.backends.values()) != {"tensorrt-rtx"}:
+        targets = self.recipe.tensorrt.targets
+        if not targets or not all(backend.portable for backend in backends_of(self.recipe)):
             return describe_device(self.device)
         name = ", ".join(targets)
         return DeviceSpec(type="cuda", name=name, capability=None, driver=None, targets=targets)
@@ -83,7 +70,7 @@ def default_folder(preset: Preset, device: torch.device, targets: Sequence[str] 
     return f"{preset.name}--{machine}--{preset.precision}"
 
 
-def parse_ranges(text: str | None, layers: int) -> tuple[tuple[int, int], ...]:
+def parse_ranges(text: str | None, layers: int) -> Ranges:
     """Return the block ranges of ``0:15,15:30``.
 
     Raises:
@@ -114,13 +101,14 @@ def build_key(request: Request) -> str:
     if (library := library_path()) is not None:
         digest.update(library.read_bytes())
     facts = {
-        "preset": to_dict(request.preset),
+        # Packages do not depend on the ranges.
+        "recipe": request.recipe.model_dump(mode="json", exclude={"ranges"}),
         "device": request.machine().model_dump(),
-        "backends": dict(request.backends),
-        "tensorrt": asdict(request.tensorrt),
         "versions": versions(),
-        "options": options(request.device),
-        "compiler": os.environ.get("CXX"),
+        "compilers": {
+            backend.name: dict(backend.compiler_settings(request.device))
+            for backend in backends_of(request.recipe)
+        },
     }
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()

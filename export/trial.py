@@ -1,25 +1,33 @@
-"""Trying out new packages and plans in a process of their own, where they can do no harm."""
+"""Trying out new packages in a process of their own, where they can do no harm.
 
-import os
-from collections.abc import Mapping
+The other end is :mod:`sdrt.export.trial_worker`.
+"""
+
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
 
 from sdrt.export.child import Child, ChildCrash
-from sdrt.kernels.errors import SdrtError
+from sdrt.export.errors import PackageError
 from sdrt.runtime.directory.manifest import PackageSpec
 
 
-class TrialError(SdrtError):
+class TrialError(PackageError):
     """A freshly built package does not load or run."""
 
 
 class Trial:
     """Loads each package once and runs it once, in a child process."""
 
-    def __init__(self, device: str) -> None:
-        self._device = device
-        self._child = Child("sdrt.export.inductor.worker")
+    def __init__(self, device: str, noun: str, advice: Callable[[PackageSpec], str]) -> None:
+        """Start nothing yet.
+
+        Args:
+            noun: what messages call a package.
+            advice: what to change where a package takes the process down.
+        """
+        self._device, self._noun, self._advice = device, noun, advice
+        self._child = Child("sdrt.export.trial_worker")
 
     def run(
         self,
@@ -28,14 +36,13 @@ class Trial:
         package: PackageSpec,
         integers: Mapping[int, int] | None = None,
     ) -> None:
-        """Load and run one package or plan.
+        """Load and run one package.
 
         Args:
             integers: argument -> what an integer argument is filled with instead of zeros.
         Raises:
             TrialError: it failed, or took the process down; the message says what to change.
         """
-        kind = "package" if package.engine is None else "plan"
         request = {
             "name": name,
             "folder": str(folder),
@@ -47,25 +54,14 @@ class Trial:
             answer = self._child.ask(request)
         except ChildCrash as crash:
             raise TrialError(
-                f"{kind} {name} was built but crashes when loaded or run ({crash}); "
-                + _advice(package)
+                f"{self._noun} {name} was built but crashes when loaded or run ({crash}); "
+                + self._advice(package)
             ) from None
         if error := answer["error"]:
-            raise TrialError(f"{kind} {name} was built but does not run: {error}")
+            raise TrialError(f"{self._noun} {name} was built but does not run: {error}")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._child.close()
-
-
-def _advice(package: PackageSpec) -> str:
-    if package.engine is not None:
-        library = f"{package.engine.library} {package.engine.version}"
-        return f"try another version than {library}, or another --stage-backend"
-    compiler = os.environ.get("CXX", "the default C++ compiler (g++)")
-    return (
-        f"it was compiled with {compiler}: set CXX to another compiler, "
-        "such as CXX=/usr/bin/g++, and build again"
-    )

@@ -12,7 +12,8 @@ from sdrt.runtime.directory.manifest import Manifest, read_manifest
 from sdrt.runtime.directory.tensors import load_weights
 from sdrt.runtime.directory.variants import choose_variant
 from sdrt.runtime.measure import profiler
-from sdrt.runtime.programs.aoti import Program, load_programs
+from sdrt.runtime.programs.loaders import load_programs
+from sdrt.runtime.programs.program import Program
 from sdrt.runtime.session import Session
 from sdrt.runtime.text.prompts import Prompts
 

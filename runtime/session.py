@@ -18,7 +18,7 @@ from sdrt.runtime.host_frames import HOST_SLOTS, HostFrames
 from sdrt.runtime.measure import profiler
 from sdrt.runtime.measure.memory import memory_gib
 from sdrt.runtime.measure.timing import Clock, make_clock
-from sdrt.runtime.programs.tensorrt import keep_compiled
+from sdrt.runtime.programs.loaders import are_exclusive, keep_compiled
 from sdrt.runtime.stage import Stage
 from sdrt.runtime.step import Steps
 
@@ -80,8 +80,6 @@ class Session:
         self.buffers = allocate_buffers(manifest, self.device)
         shared = (manifest, engine.programs, self.buffers, engine.weights)
         stages = {spec.name: Stage(spec, *shared) for spec in manifest.stages}
-        # Plans share the memory of their activations, so they must not run beside each other.
-        plans = any(package.engine for package in manifest.packages.values())
         generator = self._generator
         self.steps = Steps(
             manifest,
@@ -89,12 +87,12 @@ class Session:
             self.buffers,
             engine.weights,
             self.device,
-            overlap and not plans,
+            overlap and not are_exclusive(manifest),
             lambda _, tensor: tensor.normal_(generator=generator),
         )
         if self.device.type == "cuda" and capture:
             self.steps.capture()
-            keep_compiled(engine.programs.values())
+            keep_compiled(manifest, engine.programs)
 
     @classmethod
     def open(

@@ -9,7 +9,7 @@ from torch import Tensor
 from sdrt.runtime.directory.manifest import Manifest
 from sdrt.runtime.directory.specs import StageSpec
 from sdrt.runtime.directory.tensors import check_arguments, resolve
-from sdrt.runtime.programs.aoti import Program
+from sdrt.runtime.programs.program import Program
 
 WARM_UP_RUNS = 2
 

@@ -293,12 +293,12 @@ def tiny_engine(engine_cache: EngineCache) -> Path:
     """
     from sdrt.engine.preset.preset import load
     from sdrt.engine.weights.source import open_source
+    from sdrt.export.recipe import Recipe
     from sdrt.export.request import Request
 
     preset = load("tiny")
     source = open_source("bundled", preset)
-    blocks = ((0, preset.dit.num_layers),)
-    request = Request(preset, source, Path("unused"), torch.device("cpu"), blocks)
+    request = Request(Recipe.of(preset), source, Path("unused"), torch.device("cpu"))
 
     def make(target: Path) -> None:
         command = [sys.executable, "-m", "sdrt.export.cli", "--preset", "tiny"]
@@ -320,13 +320,14 @@ def built_packages(engine_cache: EngineCache):
 
     from sdrt.export.build import build as build_engine
     from sdrt.export.progress import Progress
+    from sdrt.export.recipe import Recipe
     from sdrt.export.request import Request
 
-    whole_plan = Request.plan
+    whole_plan = Recipe.plan
 
     def build(preset, source, keep: Callable[[str], bool]) -> Path:
-        def some_packages(self: Request, how=None):
-            plan = whole_plan(self, how)
+        def some_packages(recipe: Recipe):
+            plan = whole_plan(recipe)
             plan.packages = {n: package for n, package in plan.packages.items() if keep(n)}
             for name, stage in plan.stages.items():
                 calls = tuple(call for call in stage.calls if keep(call.package))
@@ -334,12 +335,11 @@ def built_packages(engine_cache: EngineCache):
             return plan
 
         def request(out: Path) -> Request:
-            blocks = ((0, preset.dit.num_layers),)
-            return Request(preset, source, out, torch.device("cpu"), blocks)
+            return Request(Recipe.of(preset), source, out, torch.device("cpu"))
 
         def make(target: Path) -> None:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(Request, "plan", some_packages)
+                patch.setattr(Recipe, "plan", some_packages)
                 with Progress(Console(quiet=True), 0) as progress:
                     build_engine(request(target), progress)
 

@@ -24,8 +24,8 @@ MAY_IMPORT = {
 """Folder -> modules, with what lies below them."""
 
 ALSO = {
-    "export/inductor/worker.py": {"sdrt.runtime.programs.aoti", "sdrt.runtime.programs.tensorrt"},
-    "export/plan/eager.py": {"sdrt.runtime.programs.aoti", "sdrt.runtime.session"},
+    "export/trial_worker.py": {"sdrt.runtime.programs.loaders"},
+    "export/plan/eager.py": {"sdrt.runtime.programs.program", "sdrt.runtime.session"},
     "export/quantise/calibrate.py": {
         "sdrt.runtime.session",
         "sdrt.runtime.demo",
@@ -123,11 +123,25 @@ def test_asking_build_engines_needs_no_torch(command: str) -> None:
     assert "--preset" in done.stdout or "name: tiny" in done.stdout
 
 
+@pytest.mark.parametrize("module", ["build", "request", "backends", "inductor.worker"])
+def test_a_build_streams_nothing_unless_it_calibrates(module: str) -> None:
+    """Neither a session nor what reads and writes clips is imported to build an engine."""
+    code = (
+        "import sys, sdrt.export.{0}\n"
+        "unwanted = {{'sdrt.runtime.session', 'sdrt.runtime.demo', 'av', 'PIL'}}\n"
+        "print(sorted(unwanted & sys.modules.keys()))"
+    )
+    command = [sys.executable, "-c", code.format(module)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
 def test_the_builder_does_without_optional_packages():
     """Reference: an install without extras; blocked modules stand for missing ones."""
     blocked = ["onnx", "onnx_ir", "onnxscript", "onnxruntime", "tensorrt", "tensorrt_rtx"]
     blocked += ["matplotlib", "pynvml", "nvtx", "triton"]
     modules = ["export.cli", "export.build", "export.inductor.worker", "export.plan.pipeline"]
+    modules += ["export.trial_worker"]
     modules += ["runtime.cli", "runtime.session", "runtime.demo", "bench.cli", "bench.run"]
     lines = ["import sys"] + [f"sys.modules[{name!r}] = None" for name in blocked]
     lines += [f"import sdrt.{name}" for name in modules]

@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sdrt.engine.preset.preset import Preset
 from sdrt.engine.weights.source import Source
 from sdrt.export.plan.eager import rehearsal
-from sdrt.export.plan.make import make_plan
 from sdrt.export.plan.plan import FlatModule, Plan
 from sdrt.export.plan.weights import plan_weights
+from sdrt.export.recipe import Recipe
 from sdrt.kernels.dispatch import references
 from sdrt.runtime.session import Session
 
@@ -27,11 +26,11 @@ class EagerProgram:
 
 
 def place_weights(
-    plan: Plan, preset: Preset, source: Source, device: torch.device
+    plan: Plan, recipe: Recipe, source: Source, device: torch.device
 ) -> dict[str, Tensor]:
     """Return a plan's weights on a device, in the strides that its packages take."""
     placed = {}
-    for name, tensor in plan_weights(plan, preset, source, device):
+    for name, tensor in plan_weights(plan, recipe.preset, source, device, choices=recipe.how):
         stride = plan.weights[name].stride
         target = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=device)
         placed[name] = target.copy_(tensor)
@@ -40,24 +39,20 @@ def place_weights(
 
 @torch.inference_mode()
 def eager_session(
-    preset: Preset,
+    recipe: Recipe,
     weights: Mapping[str, Tensor] | Source,
     device: str = "cpu",
-    ranges: Sequence[tuple[int, int]] | None = None,
-    choices: Mapping[str, str] | None = None,
 ) -> Session:
     """Return a session that runs the eager modules stage by stage, without graphs.
 
     Args:
+        recipe: of packages that take their weights as arguments.
         weights: a source to convert, or the placed weights of another session, to share.
-        choices: the implementations of that session: they decide how its weights lie.
     """
-    target = torch.device(device)
-    blocks = ranges or [(0, preset.dit.num_layers)]
-    plan = make_plan(preset, blocks, target.type, how=choices)
+    target, plan = torch.device(device), recipe.plan()
     if isinstance(weights, Mapping):
         placed = weights
     else:
-        placed = place_weights(plan, preset, weights, target)
+        placed = place_weights(plan, recipe, weights, target)
     programs = {name: EagerProgram(package.module) for name, package in plan.packages.items()}
-    return rehearsal(preset, plan, programs, placed, target)
+    return rehearsal(recipe, plan, programs, placed, target)

@@ -12,7 +12,7 @@ from sdrt.bench.measure.frames import chunks_for
 from sdrt.bench.measure.quality import psnr, ssim
 from sdrt.bench.measure.stage_errors import compared_stages
 from sdrt.bench.measure.stream import PROMPT
-from sdrt.engine.preset.preset import from_dict
+from sdrt.export.recipe import Recipe
 from sdrt.kernels.measure import relative_error
 from sdrt.runtime.session import Session
 
@@ -35,19 +35,18 @@ def measure_fidelity(session: Session, chunks: int) -> dict[str, Any]:
         step ``latent_error`` ``||a - b|| / ||b||``, and ``psnr_db`` and ``ssim`` of the frames of
         those steps that made any; ``stages_vs_fp32`` as :func:`compared_stages` finds it.
     """
-    device, preset = session.device, from_dict(session.manifest.preset)
+    device = session.device
+    recipe = Recipe.model_validate(session.manifest.recipe)
     replayed = _record(session, chunks)
     called = _record_direct(session, chunks)
     equal = all(
         torch.equal(a, b) and torch.equal(x, y)
         for (a, x), (b, y) in zip(replayed, called, strict=True)
     )
-    choices = {name: choice.chosen for name, choice in session.manifest.how.items()}
-    eager = eager_session(preset, session.engine.weights, str(device), choices=choices)
+    eager = eager_session(recipe, session.engine.weights, str(device))
     same = _record(eager, chunks)
-    exact_preset = from_dict(session.manifest.preset | {"precision": "fp32"})
     exact = eager_session(
-        exact_preset, _float32(session.engine.weights), str(device), choices=choices
+        recipe.in_precision("fp32"), _float32(session.engine.weights), str(device)
     )
     with (
         _without_tf32(),

@@ -40,6 +40,7 @@ class StreamBatch:
         """
         self._buffers()
         encoder, dit, decoder = self.stages.encoder, self.stages.dit, self.stages.decoder
+        assert encoder is not None, "a stream batch is video to video"
         self._encode: dict[str, str] = {
             "first": encoder.encode("first", self.first_frames, ["noisy.first"]),
             "steady": encoder.encode("steady", self.frames, ["encoded.noisy", "encoded.timestep"]),

@@ -1,121 +1,155 @@
-"""Compiling the Inductor packages of an engine directory, several at once, and trying them out."""
+"""The Inductor backend: packages compiled several at once, each tried out when it is finished."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import active_children, get_context
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from sdrt.engine.preset.preset import to_dict
-from sdrt.export.inductor.package import CompileError
+from sdrt.export.errors import BackendError
+from sdrt.export.inductor.package import CompileError, options
 from sdrt.export.inductor.worker import compile_one, start_compiler
-from sdrt.export.plan.plan import Plan
-from sdrt.export.progress import Progress
-from sdrt.export.request import BuildError, Request
+from sdrt.export.recipe import Ranges
 from sdrt.export.trial import Trial, TrialError
-from sdrt.runtime.directory.manifest import FileSpec, PackageSpec, describe_file
+from sdrt.export.work import PACKAGES_FOLDER
+from sdrt.runtime.directory.manifest import PackageSpec, describe_file
+
+if TYPE_CHECKING:  # both ask for the backends
+    from sdrt.export.job import Job
+    from sdrt.export.request import Request
 
 
-def compile_packages(
-    request: Request,
-    plan: Plan,
-    partial: Path,
-    progress: Progress,
-    stored: Future,
-    choices: Mapping[str, str],
-) -> dict[str, PackageSpec]:
-    """Compile what is missing, several packages at once, and try each one out.
+class Inductor:
+    """Compiles packages that take their weights as arguments, on the machine they run on."""
 
-    Args:
-        stored: the weights, on their way; when they fail, so does the build, at once.
-        choices: what the plan was made with.
-    """
+    name: Literal["inductor"] = "inductor"
+    excludes: frozenset[str] = frozenset()
+    bakes = False
+    tunes = True
+    portable = False
+
+    def default_ranges(self, layers: int) -> Ranges:
+        """Return one range: the same packages serve every split."""
+        return ((0, layers),)
+
+    def check(self, request: "Request") -> None:
+        """Refuse FP8.
+
+        Raises:
+            BackendError: stages of TensorRT are needed for it.
+        """
+        recipe = request.recipe
+        if recipe.fp8 and recipe.backends["dit"] == self.name:
+            raise BackendError(
+                "--fp8: stage dit is built by inductor; only TensorRT plans take FP8"
+            )
+
+    def compiler_settings(self, device: torch.device) -> dict[str, object]:
+        """Return Inductor's settings and the C++ compiler."""
+        return {"options": options(device), "compiler": os.environ.get("CXX")}
+
+    def build(self, job: "Job") -> dict[str, PackageSpec]:
+        """Compile what is missing, several packages at once, and try each one out.
+
+        Raises:
+            CompileError: a package cannot be compiled.
+            TrialError: it does not load or run.
+        """
+        built = {}
+        for name in job.names(self.name):
+            if (known := job.work.finished(name)) is not None:
+                built[name] = known
+                job.progress.reused(name)
+        missing = [name for name in job.names(self.name) if name not in built]
+        # The slowest first, so that no long compilation is left alone at the end.
+        missing.sort(key=lambda name: len(job.plan.packages[name].arguments), reverse=True)
+        return built | _compile(job, missing)
+
+    def explain(self, folder: Path, name: str, package: PackageSpec) -> Iterable[str]:
+        """Yield nothing: what Inductor made of a package, its own logs show."""
+        return ()
+
+
+def _compile(job: "Job", names: list[str]) -> dict[str, PackageSpec]:
+    jobs = min(job.request.jobs or _default_jobs(job.request.device), max(1, len(names)))
     built: dict[str, PackageSpec] = {}
-    missing = []
-    names = [name for name, planned in plan.packages.items() if planned.backend == "inductor"]
-    if not names:
-        stored.result()
-        return {}
-    for name in names:
-        known = partial / "stages" / f"{name}.json"
-        if known.is_file():
-            built[name] = PackageSpec.model_validate_json(known.read_text())
-            progress.reused(name)
-        else:
-            missing.append(name)
-    # The slowest first, so that no long compilation is left alone at the end.
-    missing.sort(key=lambda name: len(plan.packages[name].arguments), reverse=True)
-    jobs = min(request.jobs or _default_jobs(request.device), max(1, len(missing)))
+    with (
+        Trial(str(job.request.device), "package", lambda _: _advice()) as trial,
+        _pool(job, jobs) as pool,
+    ):
+        futures: dict[Future[float], str] = {}
+        for name in names:
+            path = job.work.packages / f"{name}.pt2"
+            futures[pool.submit(compile_one, name, str(path))] = name
+        pending = {job.stored, *futures}
+        while pending:
+            done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+            for future in pending & futures.keys():
+                if future.running():
+                    job.progress.started(futures[future])
+            for future in done:
+                if future is job.stored:
+                    job.stored.result()
+                    continue
+                name, seconds = futures[future], future.result()
+                built[name] = _accept(name, job, seconds, trial)
+                job.progress.finished(name, seconds)
+    return built
+
+
+@contextmanager
+def _pool(job: "Job", jobs: int):
+    """Yield the compiling processes; when the body fails, they end at once."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    backends = dict(request.backends)
-    arguments = (
-        *(to_dict(request.preset), request.ranges, str(request.device)),
-        *(threads, backends, choices),
-    )
+    arguments = (job.recipe.model_dump_json(), str(job.request.device), threads)
     others = set(active_children())
     pool = ProcessPoolExecutor(
         jobs, get_context("spawn"), initializer=start_compiler, initargs=arguments
     )
-    with pool, Trial(str(request.device)) as trial:
-        futures: dict[Future[float], str] = {}
-        for name in missing:
-            path = partial / "stages" / f"{name}.pt2"
-            futures[pool.submit(compile_one, name, str(path))] = name
-        pending = {stored, *futures}
+    with pool:
         try:
-            while pending:
-                done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-                for future in pending & futures.keys():
-                    if future.running():
-                        progress.started(futures[future])
-                for future in done:
-                    if future is stored:
-                        stored.result()
-                        continue
-                    name, seconds = futures[future], future.result()
-                    built[name] = _accept(name, plan, partial, seconds, trial)
-                    progress.finished(name, seconds)
+            yield pool
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in set(active_children()) - others:
                 process.terminate()  # nobody waits for what it is compiling
-            if isinstance(error, (CompileError, TrialError, BrokenProcessPool)):
-                raise BuildError(_explain(error)) from error
+            if isinstance(error, BrokenProcessPool):
+                raise CompileError(
+                    "a compiling process was killed, most likely for want of memory; "
+                    "try again with fewer at once: --jobs 1"
+                ) from error
             raise
-    stored.result()
-    return built
 
 
-def _accept(name: str, plan: Plan, partial: Path, seconds: float, trial: Trial) -> PackageSpec:
+def _accept(name: str, job: "Job", seconds: float, trial: Trial) -> PackageSpec:
     """Try a new package out and describe it; from now on an interrupted build keeps it."""
-    file = f"stages/{name}.pt2"
-    arguments = plan.packages[name].arguments
-    described: FileSpec = describe_file(partial, file)
+    work, file = job.work, f"{PACKAGES_FOLDER}/{name}.pt2"
     spec = PackageSpec(
-        backend="inductor",
-        **described.model_dump(),
+        backend=Inductor.name,
+        **describe_file(work.path, file).model_dump(),
         build_s=round(seconds, 2),
-        arguments=arguments,
+        arguments=job.plan.packages[name].arguments,
     )
     try:
-        trial.run(name, partial, spec)
+        trial.run(name, work.path, spec)
     except TrialError:
-        (partial / file).unlink()
+        (work.path / file).unlink()
         raise
-    (partial / "stages" / f"{name}.json").write_text(spec.model_dump_json())
+    work.keep(name, spec)
     return spec
 
 
-def _explain(error: Exception) -> str:
-    if isinstance(error, BrokenProcessPool):
-        return (
-            "a compiling process was killed, most likely for want of memory; "
-            "try again with fewer at once: --jobs 1"
-        )
-    return str(error)
+def _advice() -> str:
+    compiler = os.environ.get("CXX", "the default C++ compiler (g++)")
+    return (
+        f"it was compiled with {compiler}: set CXX to another compiler, "
+        "such as CXX=/usr/bin/g++, and build again"
+    )
 
 
 def _default_jobs(device: torch.device) -> int:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sdrt.export.errors import PackageError
+from sdrt.export.plan.examples import example_arguments
 from sdrt.export.plan.plan import PlannedPackage
-from sdrt.kernels.errors import SdrtError
-from sdrt.runtime.directory.manifest import TensorSpec
 
 
-class CompileError(SdrtError):
+class CompileError(PackageError):
     """A package could not be compiled; the message names it."""
 
 
@@ -26,25 +26,6 @@ def options(device: torch.device) -> dict[str, object]:
         # With its layout pass, 2.11 miscompiles a state that is overwritten where it is read.
         chosen["layout_optimization"] = False
     return chosen
-
-
-def example_arguments(specs: tuple[TensorSpec, ...], device: torch.device) -> tuple[Tensor, ...]:
-    """Return one distinct tensor an argument; shared ones would be merged into one input.
-
-    Floating values are small noise, so that the packages can also be run on them; integers are
-    zeros, which every index argument accepts.
-    """
-    generator = torch.Generator(device).manual_seed(0)
-    tensors = []
-    for spec in specs:
-        dtype = getattr(torch, spec.dtype)
-        tensor = torch.empty_strided(spec.shape, spec.stride, dtype=dtype, device=device)
-        if dtype.is_floating_point:
-            tensor.normal_(0, 0.02, generator=generator)
-        else:
-            tensor.zero_()
-        tensors.append(tensor)
-    return tuple(tensors)
 
 
 def compile_package(planned: PlannedPackage, path: Path, device: torch.device) -> None:

@@ -9,6 +9,7 @@ from sdrt.engine.frames import FramesToPixels, PixelsToFrames
 from sdrt.engine.latents import latent_decoder, latent_encoder
 from sdrt.engine.motion import Intake, MixNoise, MotionNoise
 from sdrt.export.plan.draft import Draft
+from sdrt.runtime.directory.manifest import Backend
 from sdrt.runtime.directory.specs import Phase, Role
 
 
@@ -38,8 +39,9 @@ def motion_noise(draft: Draft, kind: type[MotionNoise], phase: Phase) -> MotionN
 class CoderStages:
     """Lays out an autoencoder's stages, each of a few packages."""
 
-    def __init__(self, draft: Draft) -> None:
+    def __init__(self, draft: Draft, backend: Backend) -> None:
         self.draft, self.builder, self.preset = draft, draft.builder, draft.preset
+        self.backend: Backend = backend
 
     def encode(self, phase: Phase, latent_frames: int, results: Sequence[str]) -> str:
         """Add an encode stage, as :class:`CoderLayout` has it."""

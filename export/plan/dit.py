@@ -9,6 +9,7 @@ from sdrt.engine.dit.embeddings import DitIn, DitOut, TextEmbedding
 from sdrt.engine.dit.rows import ShiftRows
 from sdrt.export.plan.draft import Draft
 from sdrt.kernels.ring_attention import ANYWHERE
+from sdrt.runtime.directory.manifest import Backend
 from sdrt.runtime.directory.specs import Call, Condition, Group, Phase, Ref, Role, buffer, replay
 
 SHARED: dict[str, Role] = {
@@ -67,8 +68,9 @@ def prompt_condition(draft: Draft) -> Condition:
 class DitStages:
     """Lays out the stages of a DiT whose blocks are calls of one package."""
 
-    def __init__(self, draft: Draft) -> None:
+    def __init__(self, draft: Draft, backend: Backend) -> None:
         self.draft, self.builder, self.preset = draft, draft.builder, draft.preset
+        self.backend: Backend = backend
 
     def prompt(self) -> None:
         """Add the stage that runs once a prompt: text embedding, every layer's K and V."""

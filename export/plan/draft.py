@@ -1,14 +1,14 @@
-"""A plan in the making: what it is of, its sizes, and the builder that collects it."""
+"""A plan in the making: its recipe, and the builder that collects it."""
 
-from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
-from sdrt.engine.preset.preset import Preset
 from sdrt.export.plan.builder import PlanBuilder
-from sdrt.export.tensorrt.choice import RingMode
-from sdrt.runtime.directory.manifest import Backend
 from sdrt.runtime.directory.specs import Ref, Role
+
+if TYPE_CHECKING:  # a recipe makes plans
+    from sdrt.export.recipe import Recipe
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -16,29 +16,14 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Draft:
     """What flows and stages share while they lay out a plan."""
 
-    def __init__(
-        self,
-        preset: Preset,
-        ranges: Sequence[tuple[int, int]],
-        device: str,
-        backends: Mapping[str, Backend],
-        how: Mapping[str, str],
-        ring: RingMode,
-    ) -> None:
-        """Start a plan.
-
-        Args:
-            ranges: consecutive DiT block ranges ``(first, last)`` that cover all layers.
-            device: ``cuda`` or ``cpu``: decides memory formats.
-            how: place -> implementation, as :mod:`sdrt.export.tune` finds them.
-            ring: what TensorRT, where it is used, can do with the K/V ring.
-        """
-        self.preset, self.ranges, self.device = preset, ranges, device
-        self.backends, self.how = backends, how
-        self.ring: RingMode = ring
-        self.dtype = DTYPES[preset.precision]
-        self.builder = PlanBuilder(self.dtype, channels_last_3d=device == "cuda")
-        self.steps = len(preset.schedule.steps)
+    def __init__(self, recipe: "Recipe") -> None:
+        """Start the plan of a recipe."""
+        self.recipe, self.preset = recipe, recipe.preset
+        self.ranges, self.how = recipe.ranges, recipe.how
+        self.dtype = DTYPES[recipe.preset.precision]
+        self.builder = PlanBuilder(self.dtype, channels_last_3d=recipe.device == "cuda")
+        self.steps = len(recipe.preset.schedule.steps)
+        """Denoise steps of a chunk."""
 
     def latents(self, name: str, *leading: int, role: Role = "latent", state: bool = False) -> Ref:
         """Declare a float32 buffer of latents ``[*leading, C, h, w]``."""

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from sdrt.engine.module import PackageModule
-from sdrt.engine.preset.preset import Preset
 from sdrt.export.describe import describe
 from sdrt.export.plan.plan import Plan, PlannedPackage, as_tuple
+from sdrt.export.recipe import Recipe
 from sdrt.kernels.dispatch import references
 from sdrt.runtime.directory.manifest import PackageSpec, TextSpec, WeightsSpec
 from sdrt.runtime.engine import Engine
-from sdrt.runtime.programs.aoti import Program
+from sdrt.runtime.programs.program import Program
 from sdrt.runtime.session import Session
 
 
@@ -55,7 +55,7 @@ class EagerPlan:
 
 
 def rehearsal(
-    preset: Preset,
+    recipe: Recipe,
     plan: Plan,
     programs: Mapping[str, Program],
     tables: Mapping[str, Tensor],
@@ -66,6 +66,7 @@ def rehearsal(
     """Return a session that runs a plan's stages before anything of it is built.
 
     Args:
+        plan: the recipe's.
         programs: package -> what runs in its place.
         tables: the plan's tables, and those weights that are no part of ``programs``.
         text: what encodes prompts, with its files in ``directory``; hashed words unless given.
@@ -83,5 +84,5 @@ def rehearsal(
     }
     weights = WeightsSpec(source="", synthetic=False, files=())
     text = text or TextSpec(kind="hashed-words")
-    manifest = describe(plan, preset, device, packages, weights, text)
+    manifest = describe(plan, recipe, device, packages, weights, text)
     return Engine(manifest, programs, tables, device, directory).session(capture=False)

@@ -1,6 +1,6 @@
-"""From a preset to its plan: the flow's AR steps over the stages of each part's backend."""
+"""From a recipe to its plan: the flow's AR steps over stages that each part's backend lays out."""
 
-from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from sdrt.engine.preset.preset import Preset
 from sdrt.engine.solvers.schedule import step_tables
@@ -10,35 +10,39 @@ from sdrt.export.plan.coders import CoderStages
 from sdrt.export.plan.dit import DitStages, prompt_condition
 from sdrt.export.plan.draft import Draft
 from sdrt.export.plan.plan import Plan
-from sdrt.export.plan.stages import CoderLayout, Stages
-from sdrt.export.tensorrt.choice import RingMode
+from sdrt.export.plan.stages import CoderLayout, DitLayout, Stages
+from sdrt.export.tensorrt.stages import PlanCoderStages, PlanDitStages
 from sdrt.runtime.directory.manifest import Backend
 from sdrt.runtime.directory.order import check_order
 from sdrt.runtime.directory.specs import StreamSpec
 
+if TYPE_CHECKING:  # a recipe makes plans
+    from sdrt.export.recipe import Recipe
+
+
+class Layout(NamedTuple):
+    """How a backend wants stages laid out."""
+
+    coder: type[CoderLayout]
+    dit: type[DitLayout]
+
+
+_PLANS = Layout(PlanCoderStages, PlanDitStages)
+LAYOUTS: dict[Backend, Layout] = {
+    "inductor": Layout(CoderStages, DitStages),
+    "tensorrt": _PLANS,
+    "tensorrt-rtx": _PLANS,
+}
 FLOWS = {"stream-batch": StreamBatch, "rollout": Rollout}
 
 
-def make_plan(
-    preset: Preset,
-    ranges: Sequence[tuple[int, int]],
-    device: str,
-    backends: Mapping[str, Backend] | None = None,
-    ring: RingMode = "length",
-    how: Mapping[str, str] | None = None,
-) -> Plan:
-    """Return packages, buffers, stages and AR steps of a preset.
+def make_plan(recipe: "Recipe") -> Plan:
+    """Return packages, buffers, stages and AR steps.
 
-    Args:
-        ranges: consecutive DiT block ranges ``(first, last)`` that cover all layers.
-        device: ``cuda`` or ``cpu``: decides memory formats.
-        backends: stage -> backend; Inductor for all unless given.
-        ring: what the TensorRT that is used can do with the K/V ring.
-        how: place -> implementation; what runs everywhere unless given.
     Raises:
         BackendError: a backend cannot hold the preset.
     """
-    draft = Draft(preset, ranges, device, backends or {}, how or {}, ring)
+    draft, preset = Draft(recipe), recipe.preset
     builder, plan, schedule = draft.builder, draft.builder.plan, preset.schedule
     timesteps, next_sigmas = step_tables(
         schedule.steps, schedule.shift, schedule.warp, schedule.num_train_timesteps
@@ -75,20 +79,14 @@ def stream_spec(preset: Preset) -> StreamSpec:
 
 def _stages(draft: Draft) -> Stages:
     """Return who lays out each part: the backend that builds it."""
-    from sdrt.export.tensorrt.choice import stage_names
-    from sdrt.export.tensorrt.stages import PlanCoderStages, PlanDitStages
-
-    chosen: list[Backend] = [
-        draft.backends.get(name, "inductor") for name in stage_names(draft.preset)
-    ]
-
-    dit, decoder = chosen[-2:]
-
-    def coder(backend: Backend) -> CoderLayout:
-        return CoderStages(draft) if backend == "inductor" else PlanCoderStages(draft, backend)
-
+    backends, encoder = draft.recipe.backends, draft.preset.input_coder
+    dit, decoder = backends["dit"], backends[draft.preset.output_coder.decoder_stage]
     return Stages(
-        encoder=coder(chosen[0]),
-        dit=DitStages(draft) if dit == "inductor" else PlanDitStages(draft, dit),
-        decoder=coder(decoder),
+        encoder=None if encoder is None else _coder(draft, backends[encoder.encoder_stage]),
+        dit=LAYOUTS[dit].dit(draft, dit),
+        decoder=_coder(draft, decoder),
     )
+
+
+def _coder(draft: Draft, backend: Backend) -> CoderLayout:
+    return LAYOUTS[backend].coder(draft, backend)

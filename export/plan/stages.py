@@ -5,11 +5,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sdrt.export.plan.dit import DitPass
+from sdrt.export.plan.draft import Draft
+from sdrt.runtime.directory.manifest import Backend
 from sdrt.runtime.directory.specs import Phase, Ref
 
 
 class CoderLayout(Protocol):
     """The stages of an autoencoder."""
+
+    def __init__(self, draft: Draft, backend: Backend) -> None: ...
 
     def encode(self, phase: Phase, latent_frames: int, results: Sequence[str]) -> str:
         """Add the stage that makes ``frames.<phase>`` and ``noise.<phase>`` a noisy chunk.
@@ -26,6 +30,8 @@ class CoderLayout(Protocol):
 
 class DitLayout(Protocol):
     """The stages of a DiT."""
+
+    def __init__(self, draft: Draft, backend: Backend) -> None: ...
 
     def prompt(self) -> None:
         """Add the stage ``prompt``, of what depends on the prompt only."""
@@ -44,6 +50,7 @@ class DitLayout(Protocol):
 class Stages:
     """The parts of a plan, each laid out by the backend that builds it."""
 
-    encoder: CoderLayout
+    encoder: CoderLayout | None
+    """None: text to video."""
     dit: DitLayout
     decoder: CoderLayout

@@ -8,10 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdrt.engine.preset.preset import Preset
 from sdrt.engine.weights.source import Source
 from sdrt.export.plan.eager import EagerPlan, rehearsal
-from sdrt.export.plan.make import make_plan
 from sdrt.export.plan.plan import PlannedPackage
 from sdrt.export.plan.weights import plan_weights
 from sdrt.export.quantise.fp8 import (
@@ -21,8 +19,9 @@ from sdrt.export.quantise.fp8 import (
     quantise_weight,
     through_fp8,
 )
-from sdrt.export.tensorrt.choice import choose_backends
-from sdrt.kernels.errors import SdrtError
+from sdrt.export.quantise.material import CalibrationError, Material
+from sdrt.export.recipe import Recipe
+from sdrt.export.tensorrt.settings import Settings
 from sdrt.kernels.measure import relative_error
 from sdrt.runtime.demo import sample_clip
 from sdrt.runtime.directory.manifest import TextSpec
@@ -30,20 +29,6 @@ from sdrt.runtime.session import Session
 from sdrt.runtime.video.reader import VideoError, open_input
 
 PROMPT = "a fox walks through the snow, watercolour"
-
-
-class CalibrationError(SdrtError):
-    """FP8 cannot be calibrated; the message says what is missing."""
-
-
-@dataclass(frozen=True)
-class Material:
-    """What is streamed to calibrate."""
-
-    clip: Path | None = None
-    """A generated clip unless given."""
-    steps: int = 4
-    """AR steps."""
 
 
 @dataclass(frozen=True)
@@ -62,27 +47,25 @@ class Calibration:
 class _Model:
     """The eager plans of a preset, all with the same weights."""
 
-    preset: Preset
+    recipe: Recipe
+    """With weights in every stage, so that each can be run from its plan."""
     source: Source
-    ranges: Sequence[tuple[int, int]]
     device: torch.device
-    groups: Sequence[str]
     text: TextSpec
     directory: Path
     material: Material
 
     def run(self, wrap: Callable[[str, PlannedPackage, EagerPlan], object], say) -> Tensor:
         """Stream with each program as ``wrap`` returns it; return the last latents."""
-        backends = choose_backends(self.preset, "tensorrt", [])
-        plan = make_plan(self.preset, self.ranges, self.device.type, backends)
-        baked = dict(plan_weights(plan, self.preset, self.source, self.device, baked=True))
-        tables = dict(plan_weights(plan, self.preset, self.source, self.device))
+        plan, preset = self.recipe.plan(), self.recipe.preset
+        baked = dict(plan_weights(plan, preset, self.source, self.device, baked=True))
+        tables = dict(plan_weights(plan, preset, self.source, self.device))
         programs = {}
         for name, planned in plan.packages.items():
             own = {weight: baked[weight] for weight in planned.baked.values()}
             programs[name] = wrap(name, planned, EagerPlan(planned, own))
         where = (self.device, self.text, self.directory)
-        with rehearsal(self.preset, plan, programs, tables, *where) as session:
+        with rehearsal(self.recipe, plan, programs, tables, *where) as session:
             return self._stream(session, say)
 
     def _stream(self, session: Session, say) -> Tensor:
@@ -121,7 +104,7 @@ class _Model:
         return {
             parameter: weight
             for parameter, weight in planned.baked.items()
-            if is_quantised(weight, self.groups)
+            if is_quantised(weight, self.recipe.fp8)
         }
 
 
@@ -155,11 +138,9 @@ class _Compared:
 
 
 def calibrate(
-    preset: Preset,
+    recipe: Recipe,
     source: Source,
-    ranges: Sequence[tuple[int, int]],
     device: torch.device,
-    groups: Sequence[str],
     text: TextSpec,
     directory: Path,
     material: Material,
@@ -168,13 +149,21 @@ def calibrate(
     """Stream twice: once to see the inputs of the linears, once with them quantised.
 
     Args:
+        recipe: its FP8 groups are calibrated.
         device: where the eager modules run, in the preset's precision.
         text: what encodes the prompt, with its files in ``directory``.
         on_progress: called with the fraction that is done and what is being done.
     Raises:
         CalibrationError: the clip cannot be read or is too short.
     """
-    model = _Model(preset, source, ranges, device, groups, text, directory, material)
+    baking = {
+        "device": device.type,
+        "backends": dict.fromkeys(recipe.backends, "tensorrt"),
+        "tensorrt": Settings(),
+        "how": {},
+    }
+    recipe = recipe.model_copy(update=baking)
+    model = _Model(recipe, source, device, text, directory, material)
     largest: dict[str, float] = {}
     quantised: dict[str, Tensor] = {}
 

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sdrt.export.tensorrt.choice import BackendError
-from sdrt.runtime.directory.manifest import Backend
+from sdrt.export.errors import BackendError
 
 GROUPS = {
     "qkv": "self_attn.qkv",
@@ -45,22 +44,16 @@ def choose_groups(text: str | None) -> tuple[str, ...]:
 
 
 def check_fp8(
-    groups: Sequence[str],
     precision: str,
-    backends: Mapping[str, Backend],
     architectures: Sequence[str],
 ) -> None:
-    """Refuse FP8 where the DiT is no plan, or for cards that have none.
+    """Refuse FP8 in full precision, or for cards that have none.
 
     Args:
         architectures: what is built for, such as ``sm_89``.
     Raises:
         BackendError: it names what stands in the way.
     """
-    if not groups:
-        return
-    if backends["dit"] == "inductor":
-        raise BackendError("--fp8: stage dit is built by inductor; only TensorRT plans take FP8")
     if precision == "fp32":
         raise BackendError("--fp8: the preset's precision is fp32; use --set precision=bf16")
     if lacking := [name for name in architectures if name not in ARCHITECTURES]:

@@ -7,43 +7,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdrt.export.tensorrt.choice import RingMode
+from sdrt.export.errors import PackageError
 from sdrt.export.tensorrt.monitor import make_monitor
-from sdrt.kernels.errors import SdrtError
+from sdrt.export.tensorrt.settings import LIBRARIES, Settings
 
 if TYPE_CHECKING:  # needs the ONNX packages, which a build of packages does without
     from sdrt.export.tensorrt.onnx import OnnxStage
 
-LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-"""Backend -> Python package."""
 
-
-class PlanError(SdrtError):
+class PlanError(PackageError):
     """A plan could not be built; the message says what stood in the way."""
 
 
 class Cancelled(PlanError):
     """The build of a plan was given up because nobody waits for it."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Builder settings; they are part of what a plan is built from."""
-
-    targets: tuple[str, ...] = ()
-    """Architectures for tensorrt_rtx, such as ``sm_89``; empty: the GPU that is here."""
-    optimization_level: int | None = None
-    """0 to 5; the library's own default unless given."""
-    aux_streams: int = 0
-    """Streams a plan may use beside the caller's; none needs the least memory."""
-    workspace_mib: int | None = None
-    """Most scratch memory of a layer; no limit unless given."""
-    timing_cache: str | None = None
-    """File that keeps kernel timings between builds (``tensorrt`` only: RTX has no such thing)."""
-    ring: RingMode = "length"
-    """What the library can do with the K/V ring."""
-    fp8: tuple[str, ...] = ()
-    """Groups of the DiT's linears that run in FP8."""
 
 
 @dataclass

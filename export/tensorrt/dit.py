@@ -18,7 +18,7 @@ from sdrt.engine.dit.embeddings import (
 from sdrt.engine.dit.ring import ring_slots
 from sdrt.engine.dit.rows import ShiftRows
 from sdrt.engine.module import PackageModule
-from sdrt.export.tensorrt.choice import RingMode
+from sdrt.export.tensorrt.settings import RingMode
 from sdrt.kernels.qk_norm_rope import norm_rope
 
 POSITIONS = 1024

@@ -12,10 +12,10 @@ from sdrt.engine.dit.embeddings import DitOut
 from sdrt.engine.dit.rows import ShiftRows
 from sdrt.engine.latents import latent_decoder, latent_encoder
 from sdrt.engine.motion import Intake
+from sdrt.export.errors import BackendError
 from sdrt.export.plan.coders import declare_input, input_coder, motion_noise
 from sdrt.export.plan.dit import SHARED, DitPass
 from sdrt.export.plan.draft import Draft
-from sdrt.export.tensorrt.choice import BackendError
 from sdrt.export.tensorrt.coders import (
     DecodeStage,
     EncodeStage,
@@ -183,7 +183,10 @@ class PlanDitStages:
         timesteps = schedule.num_train_timesteps
         threshold = stream.sink_refresh_threshold if self._refreshes(dit_pass) else -1.0
         sizes = (dit, batch, preset.tokens_per_frame, window, stream.sink_frames, False, threshold)
-        blocks = {layer: OnnxDitBlock(*sizes, ring=self.draft.ring) for layer in range(first, last)}
+        blocks = {
+            layer: OnnxDitBlock(*sizes, ring=self.draft.recipe.tensorrt.ring)
+            for layer in range(first, last)
+        }
         embeddings = head = None
         size = preset.latent_size
         if first == 0:

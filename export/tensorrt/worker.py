@@ -12,15 +12,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from sdrt.engine.preset.preset import Preset, from_dict
 from sdrt.export.child import Requests
-from sdrt.export.plan.make import make_plan
-from sdrt.export.plan.plan import Plan, PlannedPackage
+from sdrt.export.plan.plan import PlannedPackage
+from sdrt.export.recipe import Recipe
 from sdrt.export.tensorrt.builder import (
     BuildReport,
     Cancelled,
     PlanError,
-    Settings,
     build_plan,
     load_library,
 )
@@ -28,6 +26,8 @@ from sdrt.export.tensorrt.check import StageCheck
 from sdrt.export.tensorrt.fp8_nodes import insert_fp8
 from sdrt.export.tensorrt.onnx import ExportError, OnnxStage, export_stage
 from sdrt.export.tensorrt.onnxruntime import CheckError
+from sdrt.export.tensorrt.settings import Settings
+from sdrt.export.work import PACKAGES_FOLDER
 from sdrt.runtime.directory.manifest import EngineSpec
 
 
@@ -96,7 +96,7 @@ def describe_engine(
 ) -> EngineSpec:
     """Return what the manifest says of a plan."""
     flags = {key: value for key, value in asdict(settings).items() if value is not None}
-    del flags["targets"], flags["fp8"]  # these have fields of their own
+    del flags["targets"]  # they have a field of their own
     direct = (*stage.inputs, *stage.outputs, *stage.caches)
     return EngineSpec(
         library=trt.__name__,
@@ -133,32 +133,30 @@ class Worker:
 
     def __init__(self, setup: Mapping[str, Any], requests: Requests) -> None:
         """Take what says what to build from, and where answers go."""
-        self._setup, self._requests = setup, requests
-        self._preset = from_dict(setup["preset"])
-        tuples = {key: tuple(setup["settings"][key]) for key in ("targets", "fp8")}
-        self._settings = Settings(**setup["settings"] | tuples)
-        self._plan = self._make_plan(self._preset)
+        self._requests = requests
+        self._recipe = Recipe.model_validate(setup["recipe"])
+        self._plan = self._recipe.plan()
         self._folder, self._files = Path(setup["folder"]), WeightFiles(Path(setup["weights"]))
         self._checks: StageCheck | None = None
 
     def check(self, name: str) -> dict[str, Any]:
         """Compare a stage in onnxruntime with the eager module: ``{"error_found"}``."""
         if self._checks is None:
-            preset = self._preset.model_copy(update={"precision": "fp32"})
-            self._checks = StageCheck(preset, self._make_plan(preset))
+            exact = self._recipe.in_precision("fp32")
+            self._checks = StageCheck(exact.preset, exact.plan())
         weights = self._files.load(self._plan.packages[name].baked.values())
         return {"error_found": self._checks.run(name, weights)}
 
     def build(self, name: str, known: str | None, largest: Mapping[str, float]) -> dict[str, Any]:
         """Build a plan: ``{"engine", "fp8_gemms", "seconds"}``; or ``{"known"}``."""
         started = time.perf_counter()
-        planned = self._plan.packages[name]
+        planned, settings = self._plan.packages[name], self._recipe.tensorrt
         weights = self._files.load(planned.baked.values())
         scales = {f"{key}.largest": torch.tensor(value) for key, value in largest.items()}
         digest = weights_sha256(weights | scales)
         if digest == known:
             return {"known": digest}
-        plan_path = self._folder / "stages" / f"{name}.plan"
+        plan_path = self._folder / PACKAGES_FOLDER / f"{name}.plan"
         trt = load_library(planned.backend)
         stage, report = build_one(
             trt,
@@ -167,22 +165,16 @@ class Worker:
             largest,
             plan_path,
             self._folder / "onnx" / f"{name}.onnx",
-            self._settings,
+            settings,
             Reporter(self._requests),
             self._requests.ended.is_set,
         )
         plan_path.with_suffix(".layers.txt").write_text("\n".join(report.layers) + "\n")
-        engine = describe_engine(
-            trt, planned, stage, report, self._settings, digest, self._preset.precision
-        )
+        precision = self._recipe.preset.precision
+        engine = describe_engine(trt, planned, stage, report, settings, digest, precision)
         seconds = time.perf_counter() - started
         described = engine.model_dump(mode="json")
         return {"engine": described, "fp8_gemms": report.fp8_gemms, "seconds": seconds}
-
-    def _make_plan(self, preset: Preset) -> Plan:
-        ranges = [tuple(part) for part in self._setup["ranges"]]
-        device, backends = self._setup["device"], self._setup["backends"]
-        return make_plan(preset, ranges, device, backends, self._settings.ring)
 
 
 def serve(requests: Requests) -> None:

@@ -8,14 +8,17 @@ import torch
 
 from sdrt.engine.convs import FUSED
 from sdrt.engine.preset.preset import Preset
+from sdrt.export.backends import BACKENDS
 from sdrt.export.plan.draft import DTYPES
+from sdrt.export.recipe import Recipe
 from sdrt.export.tune.attention import attention_tunables
 from sdrt.export.tune.taehv import taehv_tunables
 from sdrt.export.tune.tunable import Candidates, Tunable
 from sdrt.export.tune.wan_vae import wan_vae_tunables
+from sdrt.kernels.errors import SdrtError
 from sdrt.kernels.measure import capture, replay_ms
 from sdrt.kernels.ring_attention import COMPILED
-from sdrt.runtime.directory.manifest import Backend, Choice
+from sdrt.runtime.directory.manifest import Choice
 
 OP_MODULES = {COMPILED: "sdrt.kernels.ring_attention", FUSED: "sdrt.kernels.causal_conv"}
 """Implementations that are compiled ops -> the module that registers them."""
@@ -31,7 +34,7 @@ REPEATS = 15
 """Replays of one captured graph of ``CALLS`` calls; the median counts."""
 
 
-class TuneError(RuntimeError):
+class TuneError(SdrtError):
     """No implementation can be chosen; the message says why."""
 
 
@@ -42,20 +45,16 @@ def op_modules(choices: Mapping[str, Choice]) -> tuple[str, ...]:
 
 
 @torch.inference_mode()
-def tune(
-    preset: Preset, device: torch.device, backends: Mapping[str, Backend]
-) -> dict[str, Choice]:
+def tune(recipe: Recipe, device: torch.device) -> dict[str, Choice]:
     """Time every candidate at the preset's shapes on a CUDA device; return the fastest by place.
 
-    It takes a few seconds; places of the same kind are timed once.
-
-    Args:
-        backends: stage -> backend; places in stages that are not Inductor's have no choice.
+    It takes a few seconds; places of the same kind are timed once. Those in stages whose backend
+    chooses for itself have no choice.
     """
     fastest_of: dict[Hashable, Choice] = {}
     choices = {}
-    for place, stage, kind, candidates in tunables(preset, device):
-        if backends.get(stage, "inductor") != "inductor":
+    for place, stage, kind, candidates in tunables(recipe.preset, device):
+        if not BACKENDS[recipe.backends[stage]].tunes:
             continue
         if kind not in fastest_of:
             fastest_of[kind] = fastest(candidates())

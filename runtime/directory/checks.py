@@ -8,13 +8,12 @@ from pathlib import Path
 import torch
 
 from sdrt.runtime.directory.manifest import (
-    RTX_ARCHITECTURES,
     FileSpec,
     Manifest,
     ManifestError,
     file_sha256,
 )
-from sdrt.runtime.programs.tensorrt import import_library
+from sdrt.runtime.programs.loaders import check_programs
 
 HASH_THREADS = 8
 
@@ -36,21 +35,12 @@ def check_machine(directory: Path, manifest: Manifest, device: str | None) -> to
         raise ManifestError(
             f"{directory}: built for {built.type} ({built.name}), not for {target.type}; {hint}"
         )
-    built_torch = manifest.versions.get("torch")
-    backends = {package.backend for package in manifest.packages.values()}
-    if "inductor" in backends and built_torch != torch.__version__:
-        raise ManifestError(
-            f"{directory}: built with torch {built_torch}, "
-            f"this is torch {torch.__version__}; {hint}"
-        )
     if target.type == "cpu":
         # Packages hold the builder's vector instructions; elsewhere those end the process.
         name = cpu_name()
         if name != built.name:
             raise ManifestError(f"{directory}: built for {built.name}, this is {name}; {hint}")
-    if built.targets:
-        _check_target(directory, manifest, target)
-    elif target.type == "cuda":
+    if target.type == "cuda" and not built.targets:
         if not torch.cuda.is_available():
             raise ManifestError(
                 f"{directory}: built for {built.name}, but no CUDA device is here; {hint}"
@@ -62,30 +52,8 @@ def check_machine(directory: Path, manifest: Manifest, device: str | None) -> to
                 f"{directory}: built for {built.name} (capability {built.capability}), "
                 f"this is {name} (capability {capability}); {hint}"
             )
-    for package in manifest.packages.values():
-        if package.engine is not None:
-            try:
-                import_library(package.engine)
-            except ManifestError as error:
-                raise ManifestError(f"{directory}: {error}") from None
+    check_programs(directory, manifest, target)
     return target
-
-
-def _check_target(directory: Path, manifest: Manifest, device: torch.device) -> None:
-    """Refuse a card that the plans of tensorrt_rtx were not built for."""
-    built = f"{directory}: built for {manifest.device.name} (plans of tensorrt_rtx)"
-    if not torch.cuda.is_available():
-        raise ManifestError(f"{built}, but no CUDA device is here; run it on such a card")
-    name = torch.cuda.get_device_name(device)
-    major, minor = torch.cuda.get_device_capability(device)
-    architecture = f"sm_{major}{minor}"
-    if architecture in manifest.device.targets:
-        return
-    if architecture in RTX_ARCHITECTURES:
-        advice = f"add it with {manifest.add_command(directory, architecture)}"
-    else:
-        advice = f"such plans cannot run on {architecture}: use --backend inductor or tensorrt"
-    raise ManifestError(f"{built}, this is {name} ({architecture}); {advice}")
 
 
 def cpu_name() -> str:

@@ -162,6 +162,8 @@ class Manifest(Variant):
 
     schema_version: int
     sdrt: str
+    recipe: dict[str, Any] = {}
+    """What the builder planned from; the runtime does not read it."""
     preset: dict[str, Any]
     """As resolved: where the engine comes from, for people and for comparisons. The runtime runs
     by ``stream``, ``steps`` and ``stages``."""
@@ -230,15 +232,6 @@ class Manifest(Variant):
             commands.append(shlex.join(["build-engines", *arguments, "--out", str(directory), way]))
             way = "--add"
         return " && ".join(commands)
-
-    def add_command(self, directory: Path, target: str) -> str:
-        """Return the command that adds plans of tensorrt_rtx for another card."""
-        plain = [(*self.build_arguments[0], "--backend", "tensorrt-rtx")]
-        plans = [build for build in self.build_arguments if "tensorrt-rtx" in build]
-        *_, arguments = map(list, plans or plain)
-        start = arguments.index("--target") if "--target" in arguments else len(arguments)
-        arguments[start : start + 2] = ["--target", target]
-        return shlex.join(["build-engines", *arguments, "--add", "--out", str(directory)])
 
 
 def read_manifest(directory: Path) -> Manifest:

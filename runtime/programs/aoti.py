@@ -1,24 +1,13 @@
-"""Programs: loaded packages behind one call over a flat list of tensors."""
+"""AOTInductor packages: compiled for one machine, one version of torch."""
 
-import importlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from sdrt.kernels.library import library
-from sdrt.runtime.directory.manifest import Manifest, ManifestError
-from sdrt.runtime.programs.tensorrt import load_plans
-
-
-class Program(Protocol):
-    """A stage's code: reads and writes the tensors it is given, returns nothing."""
-
-    def run(self, arguments: Sequence[Tensor]) -> None:
-        """Run once on the current stream; results are written into ``arguments``."""
-        ...
+from sdrt.runtime.directory.manifest import Manifest, ManifestError, PackageSpec
+from sdrt.runtime.programs.program import LoadError, Program
 
 
 class AotiProgram:
@@ -38,34 +27,47 @@ class AotiProgram:
         self._loader.boxed_run(list(arguments))
 
 
-def load_programs(directory: Path, manifest: Manifest, device: torch.device) -> dict[str, Program]:
-    """Load every package and plan of an engine directory.
+class AotiLoader:
+    """Loads AOTInductor packages."""
 
-    Raises:
-        ManifestError: a package cannot be loaded.
-    """
-    if manifest.ops and library() is None:
-        raise ManifestError(
-            f"{directory}: its packages call sdrt's compiled kernels, which are not here; "
-            "install sdrt again with nvcc on the PATH, or rebuild the engine: "
-            f"{manifest.rebuild_command(directory)}"
-        )
-    for module in manifest.ops:
-        importlib.import_module(module)
-    index = -1 if device.type == "cpu" else (device.index or 0)
-    programs: dict[str, Program] = {}
-    plans = {name: package for name, package in manifest.packages.items() if package.engine}
-    if plans:
-        programs |= load_plans(directory, plans, device)
-    for name, package in manifest.packages.items():
-        if package.engine is not None:
-            continue
-        try:
-            programs[name] = AotiProgram(directory / package.file, index)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
+    exclusive = False
+
+    def check(
+        self,
+        directory: Path,
+        manifest: Manifest,
+        packages: Mapping[str, PackageSpec],
+        device: torch.device,
+    ) -> None:
+        """Refuse packages of another torch.
+
+        Raises:
+            ManifestError: it names both versions.
+        """
+        built = manifest.versions.get("torch")
+        if built != torch.__version__:
             raise ManifestError(
-                f"{directory}: package {name} does not load ({reason}); "
-                f"rebuild it: {manifest.rebuild_command(directory)}"
-            ) from None
-    return programs
+                f"{directory}: built with torch {built}, this is torch {torch.__version__}; "
+                f"rebuild it here: {manifest.rebuild_command(directory)}"
+            )
+
+    def load(
+        self, directory: Path, packages: Mapping[str, PackageSpec], device: torch.device
+    ) -> dict[str, AotiProgram]:
+        """Return the packages' programs.
+
+        Raises:
+            LoadError: a package cannot be loaded.
+        """
+        index = -1 if device.type == "cpu" else (device.index or 0)
+        programs = {}
+        for name, package in packages.items():
+            try:
+                programs[name] = AotiProgram(directory / package.file, index)
+            except RuntimeError as error:
+                reason = str(error).strip().splitlines()[0]
+                raise LoadError(f"package {name} does not load ({reason})") from None
+        return programs
+
+    def keep_compiled(self, programs: Iterable[Program]) -> None:
+        """Nothing is compiled when a package runs."""

@@ -1,6 +1,7 @@
 """TensorRT plans behind the interface of a package: ``tensorrt`` 10, 11 and ``tensorrt_rtx``."""
 
 import importlib
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,14 @@ import torch
 from torch import Tensor
 
 from sdrt.kernels.errors import SdrtError
-from sdrt.runtime.directory.manifest import EngineSpec, ManifestError, PackageSpec
+from sdrt.runtime.directory.manifest import (
+    RTX_ARCHITECTURES,
+    EngineSpec,
+    Manifest,
+    ManifestError,
+    PackageSpec,
+)
+from sdrt.runtime.programs.program import LoadError, Program
 
 ALIGNMENT = 256
 """Bytes that TensorRT wants its device memory aligned to."""
@@ -113,20 +121,14 @@ class TensorRtProgram:
             arguments[index].copy_(bank)
 
 
-def keep_compiled(programs: Iterable[object]) -> None:
-    """Store what plans were compiled to for this card, once all have run."""
-    caches = {p.cache for p in programs if isinstance(p, TensorRtProgram) and p.cache is not None}
-    for cache in caches:
-        cache.save()
-
-
 def load_plans(
     directory: Path, packages: Mapping[str, PackageSpec], device: torch.device
 ) -> dict[str, TensorRtProgram]:
     """Load plans onto a GPU; they share memory, so one runs at a time.
 
     Raises:
-        ManifestError: the library is missing or refuses a plan.
+        ManifestError: the library is missing.
+        LoadError: it refuses a plan.
     """
     engines: dict[str, Any] = {}
     first = next(iter(packages.values())).engine
@@ -138,9 +140,8 @@ def load_plans(
         for name, package in packages.items():
             engine = runtime.deserialize_cuda_engine((directory / package.file).read_bytes())
             if engine is None:
-                raise ManifestError(
-                    f"{directory}: plan {name} does not load on {_name(device)}; see TensorRT's "
-                    "message above, and build the engine again for this card"
+                raise LoadError(
+                    f"plan {name} does not load on {_name(device)}, see TensorRT's message above"
                 )
             engines[name] = engine
         activations = Activations(device)
@@ -154,6 +155,72 @@ def load_plans(
             banks, owners = scratch.banks(packages[name]), (runtime, engine, activations)
             programs[name] = TensorRtProgram(name, context, packages[name], banks, cache, owners)
     return programs
+
+
+class PlanLoader:
+    """Loads TensorRT plans."""
+
+    exclusive = True
+    """Plans share the memory of their activations."""
+
+    def check(
+        self,
+        directory: Path,
+        manifest: Manifest,
+        packages: Mapping[str, PackageSpec],
+        device: torch.device,
+    ) -> None:
+        """Refuse plans of another library, or for other cards.
+
+        Raises:
+            ManifestError: both values are named, and what to do.
+        """
+        if manifest.device.targets:
+            _check_target(directory, manifest, device)
+        for package in packages.values():
+            assert package.engine is not None
+            try:
+                import_library(package.engine)
+            except ManifestError as error:
+                raise ManifestError(f"{directory}: {error}") from None
+
+    def load(
+        self, directory: Path, packages: Mapping[str, PackageSpec], device: torch.device
+    ) -> dict[str, TensorRtProgram]:
+        """Return the plans' programs; see :func:`load_plans`."""
+        return load_plans(directory, packages, device)
+
+    def keep_compiled(self, programs: Iterable[Program]) -> None:
+        """Store what plans were compiled to for this card, once all have run."""
+        plans = [program for program in programs if isinstance(program, TensorRtProgram)]
+        for cache in {plan.cache for plan in plans if plan.cache is not None}:
+            cache.save()
+
+
+def _check_target(directory: Path, manifest: Manifest, device: torch.device) -> None:
+    """Refuse a card that the plans of tensorrt_rtx were not built for."""
+    built = f"{directory}: built for {manifest.device.name} (plans of tensorrt_rtx)"
+    if not torch.cuda.is_available():
+        raise ManifestError(f"{built}, but no CUDA device is here; run it on such a card")
+    major, minor = torch.cuda.get_device_capability(device)
+    architecture = f"sm_{major}{minor}"
+    if architecture in manifest.device.targets:
+        return
+    if architecture in RTX_ARCHITECTURES:
+        advice = f"add it with {add_command(directory, manifest, architecture)}"
+    else:
+        advice = f"such plans cannot run on {architecture}: use --backend inductor or tensorrt"
+    raise ManifestError(f"{built}, this is {_name(device)} ({architecture}); {advice}")
+
+
+def add_command(directory: Path, manifest: Manifest, target: str) -> str:
+    """Return the command that adds plans of tensorrt_rtx for another card to a directory."""
+    plain = [(*manifest.build_arguments[0], "--backend", "tensorrt-rtx")]
+    plans = [build for build in manifest.build_arguments if "tensorrt-rtx" in build]
+    *_, arguments = map(list, plans or plain)
+    start = arguments.index("--target") if "--target" in arguments else len(arguments)
+    arguments[start : start + 2] = ["--target", target]
+    return shlex.join(["build-engines", *arguments, "--add", "--out", str(directory)])
 
 
 class _Scratch:

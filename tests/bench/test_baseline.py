@@ -8,6 +8,7 @@ from sdrt.bench.measure.eager import eager_session
 from sdrt.bench.measure.frames import chunks_for
 from sdrt.engine.preset.preset import load
 from sdrt.engine.weights.source import open_source
+from sdrt.export.recipe import Recipe
 
 SMALL = [
     *("dit.dim=48", "dit.num_heads=4", "dit.ffn_dim=64", "dit.num_layers=3", "dit.freq_dim=16"),
@@ -32,7 +33,7 @@ def test_same_video_as_the_eager_modules(case, relative_error) -> None:
     name, overrides, steps = CASES[case]
     preset = load(name, overrides)
     source = open_source("synthetic", preset)
-    session = eager_session(preset, source)
+    session = eager_session(Recipe.of(preset), source)
     session.prepare("neon discs", seed=3)
     reference = ReferenceStream(
         preset, source, torch.device("cpu"), session.buffers["prompt_embeds"].clone()

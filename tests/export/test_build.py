@@ -10,32 +10,34 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from rich.console import Console
 from safetensors import SafetensorError
+from typer.testing import CliRunner, Result
 
 from sdrt.engine.preset.preset import from_dict, load, preset_names
 from sdrt.engine.weights.source import WeightsError, open_source
 from sdrt.export import build as builder
 from sdrt.export import store
 from sdrt.export.build import build
-from sdrt.export.cli import main
+from sdrt.export.cli import app
 from sdrt.export.folder import alone
 from sdrt.export.inductor import backend as compiling
+from sdrt.export.inductor.backend import Inductor
 from sdrt.export.inductor.package import CompileError
-from sdrt.export.plan.make import make_plan
+from sdrt.export.job import Job
 from sdrt.export.progress import Progress
+from sdrt.export.recipe import Recipe
 from sdrt.export.request import BuildError, Request, build_key, default_folder, parse_ranges
+from sdrt.export.tensorrt.settings import Settings
 from sdrt.runtime.directory.manifest import read_manifest
 from sdrt.runtime.session import Session
 
-PACKAGES = len(make_plan(load("tiny"), ((0, 8),), "cpu").packages)
+PACKAGES = len(Recipe.of(load("tiny")).plan().packages)
 """Of the preset tiny."""
 
 
@@ -65,7 +67,7 @@ def compile_fake(tiny_engine: Path, monkeypatch) -> Callable[..., None]:
     """
 
     def copy(name: str, path: Path) -> None:
-        shutil.copyfile(tiny_engine / "stages" / f"{name}.pt2", path)
+        shutil.copyfile(tiny_engine / "packages" / f"{name}.pt2", path)
 
     def install(make: Callable[[str, Path], object] = copy) -> None:
         class Pool:
@@ -99,8 +101,7 @@ def compile_fake(tiny_engine: Path, monkeypatch) -> Callable[..., None]:
 def request_tiny(tmp_path: Path) -> Request:
     preset = load("tiny")
     source = open_source("bundled", preset)
-    blocks = ((0, preset.dit.num_layers),)
-    return Request(preset, source, tmp_path / "engine", torch.device("cpu"), blocks)
+    return Request(Recipe.of(preset), source, tmp_path / "engine", torch.device("cpu"))
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -144,7 +145,7 @@ def test_an_interrupted_build_goes_on(compile_fake, request_tiny, tiny_engine: P
     partial = request_tiny.out.with_name("engine.partial")
     assert not request_tiny.out.exists() and partial.is_dir()
     wait_for(lambda: list((partial / "weights").glob("*")))
-    (partial / "stages" / "shift.tmp.pt2").write_text("half a package")
+    (partial / "packages" / "shift.tmp.pt2").write_text("half a package")
     (partial / "weights" / "00007.safetensors").write_text("of an older, larger source")
 
     second = RecordedProgress()
@@ -156,8 +157,8 @@ def test_an_interrupted_build_goes_on(compile_fake, request_tiny, tiny_engine: P
 
 def test_another_request_takes_nothing_over(compile_fake, request_tiny) -> None:
     partial = request_tiny.out.with_name("engine.partial")
-    (partial / "stages").mkdir(parents=True)
-    (partial / "stages" / "shift.json").write_text("{}")
+    (partial / "packages").mkdir(parents=True)
+    (partial / "packages" / "shift.json").write_text("{}")
     (partial / "build.key").write_text("another preset, torch or version")
     progress = RecordedProgress()
     build(request_tiny, progress)
@@ -165,12 +166,20 @@ def test_another_request_takes_nothing_over(compile_fake, request_tiny) -> None:
 
 
 def test_the_key_covers_what_packages_are_made_of(request_tiny, monkeypatch) -> None:
-    key = build_key(request_tiny)
-    other = from_dict(request_tiny.preset.model_dump() | {"precision": "bf16"})
-    assert build_key(replace(request_tiny, preset=other)) != key
+    key, recipe = build_key(request_tiny), request_tiny.recipe
+    assert build_key(replace(request_tiny, recipe=recipe.in_precision("bf16"))) != key
+    changes = [
+        {"fp8": ("qkv",)},
+        {"how": {"taehv.encoder.first": "fused"}},
+        {"backends": recipe.backends | {"dit": "tensorrt"}},
+        {"tensorrt": Settings(ring="copy")},
+    ]
+    for change in changes:
+        assert build_key(replace(request_tiny, recipe=recipe.model_copy(update=change))) != key
     # Weights and ranges are no part of a package: changing them keeps what is compiled.
-    synthetic = open_source("synthetic", request_tiny.preset)
-    assert build_key(replace(request_tiny, source=synthetic, ranges=((0, 8),))) == key
+    synthetic = open_source("synthetic", recipe.preset)
+    split = recipe.model_copy(update={"ranges": ((0, 3), (3, 8))})
+    assert build_key(replace(request_tiny, source=synthetic, recipe=split)) == key
     monkeypatch.setenv("CXX", "another-c++")
     assert build_key(request_tiny) != key
 
@@ -201,7 +210,7 @@ def test_replacing_needs_force_and_keeps_the_old_one_until_the_end(
 
 
 def compile_fake_again(compile_fake, files: dict[str, bytes]) -> None:
-    compile_fake(lambda name, path: path.write_bytes(files[f"stages/{name}.pt2"]) and None)
+    compile_fake(lambda name, path: path.write_bytes(files[f"packages/{name}.pt2"]) and None)
 
 
 @pytest.mark.parametrize("force", [True, False])
@@ -276,14 +285,14 @@ def test_a_full_disk_is_one_line(request_tiny, monkeypatch, error: Exception) ->
 
     def full(tensors, path: Path) -> None:
         path.write_bytes(b"half a file")
-        (partial / "stages" / "shift.tmp.pt2").write_text("half a package")
+        (partial / "packages" / "shift.tmp.pt2").write_text("half a package")
         raise error
 
-    def wait_for_weights(request, plan, partial, progress, stored, choices):
-        stored.result()
+    def wait_for_weights(backend: Inductor, job: Job) -> None:
+        job.stored.result()
 
     monkeypatch.setattr(store, "save_file", full)
-    monkeypatch.setattr(builder, "compile_packages", wait_for_weights)
+    monkeypatch.setattr(Inductor, "build", wait_for_weights)
     with pytest.raises(BuildError, match="engine: the disk is full; make room and give the same"):
         build(request_tiny, RecordedProgress())
     left = [path for path in partial.rglob("*") if path.is_file()]
@@ -305,8 +314,8 @@ def test_a_package_that_crashes_names_the_compiler(
     assert "was built but crashes when loaded or run (exit status -11)" in message
     assert "compiled with strange-c++: set CXX to another compiler" in message
     partial = request_tiny.out.with_name("engine.partial")
-    assert list((partial / "stages").glob("*.json")) == [] and not request_tiny.out.exists()
-    assert len(list((partial / "stages").glob("*.pt2"))) == PACKAGES - 1
+    assert list((partial / "packages").glob("*.json")) == [] and not request_tiny.out.exists()
+    assert len(list((partial / "packages").glob("*.pt2"))) == PACKAGES - 1
 
 
 def test_a_package_that_does_not_run(compile_fake, request_tiny) -> None:
@@ -337,12 +346,10 @@ def test_a_compiler_that_was_killed(compile_fake, request_tiny) -> None:
 def test_wrong_weights_end_a_build_at_once(compile_fake, request_tiny) -> None:
     """Not after minutes of compiling, which here would take for ever."""
     compile_fake(lambda name, path: NotImplemented)
-    preset = from_dict(
-        request_tiny.preset.model_dump() | {"taehv": {"decoder_widths": (8, 8, 8, 8)}}
-    )
+    preset = load("tiny", ["taehv.decoder_widths=[8, 8, 8, 8]"])
     source = open_source("bundled", preset)
     with pytest.raises(WeightsError, match="taehv: .* does not fit the model of the preset"):
-        build(replace(request_tiny, preset=preset, source=source), RecordedProgress())
+        build(replace(request_tiny, recipe=Recipe.of(preset), source=source), RecordedProgress())
     assert not request_tiny.out.exists()
 
 
@@ -365,12 +372,12 @@ def test_ctrl_c_ends_the_command_and_keeps_its_work(tmp_path: Path) -> None:
         start_new_session=True,
     )
     try:
-        wait_for(lambda: list((partial / "stages").glob("*.json")), 300)
+        wait_for(lambda: list((partial / "packages").glob("*.json")), 300)
     finally:
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=100)
     assert process.returncode == 130, out + err
-    assert "interrupted; the same command goes on where this one stopped" in err
+    assert "interrupted; the same command goes on where this one stopped" in out
     assert "Traceback" not in out + err
     assert [path.name for path in tmp_path.iterdir()] == ["engine.partial"]
 
@@ -398,7 +405,9 @@ def test_wrong_ranges(text: str) -> None:
 
 
 def test_ranges_change_the_stages_and_not_the_packages(compile_fake, request_tiny) -> None:
-    manifest = build(replace(request_tiny, ranges=((0, 3), (3, 8))), RecordedProgress())
+    split = request_tiny.recipe.model_copy(update={"ranges": ((0, 3), (3, 8))})
+    manifest = build(replace(request_tiny, recipe=split), RecordedProgress())
+    assert Recipe.model_validate(manifest.recipe) == split
     names = [stage.name for stage in manifest.stages if stage.phase == "steady"]
     assert [name for name in names if "dit" in name] == ["dit[0:3]", "dit[3:8]"]
     assert len(manifest.packages) == PACKAGES
@@ -422,14 +431,12 @@ def test_weights_are_stored_in_shards(tmp_path: Path, monkeypatch) -> None:
 # The command line
 
 
-@pytest.fixture
-def run(invoke) -> Callable[..., SimpleNamespace]:
-    """Callable: the result of build-engines with some arguments."""
-    return partial(invoke, main)
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_print_config(run, name: str) -> None:
+def test_print_config(name: str) -> None:
     result = run("--preset", name, "--print-config", "--set", "stream.height=256")
     assert result.exit_code == 0
     printed = from_dict(yaml.safe_load(result.stdout))
@@ -459,10 +466,10 @@ def test_print_config(run, name: str) -> None:
         (["--out", "/proc"], "/proc: exists and is not an engine directory"),
     ],
 )
-def test_refusals(run, arguments: list[str], reason: str, tmp_path: Path, monkeypatch) -> None:
+def test_refusals(arguments: list[str], reason: str, tmp_path: Path, monkeypatch) -> None:
     """Exit code 2, one line, nothing left behind, before anything is compiled."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(builder, "compile_packages", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr(Inductor, "build", lambda *_: pytest.fail("compiled"))
     result = run("--device", "cpu", *arguments)
     assert result.exit_code == 2, result.output
     assert result.stderr.startswith("error: ") and reason in result.stderr
@@ -471,19 +478,19 @@ def test_refusals(run, arguments: list[str], reason: str, tmp_path: Path, monkey
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_no_gpu(run, tmp_path: Path) -> None:
+def test_no_gpu(tmp_path: Path) -> None:
     result = run("--device", "cuda", "--out", tmp_path / "engine")
     assert result.exit_code == 2
     assert result.stderr.startswith("error: no CUDA device is here: use --device cpu")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_closing_table(run, compile_fake, tmp_path: Path, tiny_engine: Path) -> None:
+def test_the_closing_table(compile_fake, tmp_path: Path, tiny_engine: Path) -> None:
     out = tmp_path / "engine"
     result = run("--device", "cpu", "--out", out)
     assert result.exit_code == 0, result.output
     for name in read_manifest(tiny_engine).packages:
-        assert f"stages/{name}.pt2" in result.stdout
+        assert f"packages/{name}.pt2" in result.stdout
     assert "weights/00000.safetensors" in result.stdout
     assert f"run it: sdrun --engine {out}" in result.stdout
     assert run("--device", "cpu", "--out", out).exit_code == 2

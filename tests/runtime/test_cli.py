@@ -23,6 +23,7 @@ from sdrt.runtime.directory.manifest import (
     WeightsSpec,
     write_manifest,
 )
+from sdrt.runtime.directory.specs import StreamSpec
 from sdrt.runtime.measure.stats import STAGES
 from sdrt.runtime.session import Chunk, Session, SessionError
 from sdrt.runtime.video.reader import open_input
@@ -122,12 +123,26 @@ def make_engine(tmp_path: Path) -> Callable[..., Path]:
     """Callable: an engine directory that holds a manifest only."""
 
     def make(flow: str = "stream-batch", synthetic: bool = False, name: str = "engine") -> Path:
-        stream = {"height": HEIGHT, "width": WIDTH, "frame_rate": 16}
-        stream["chunk_latent_frames"] = 1 if flow == "stream-batch" else 3
+        batched = flow == "stream-batch"
+        stream = StreamSpec(
+            height=HEIGHT,
+            width=WIDTH,
+            frame_rate=16,
+            first_frames_in=5 if batched else 0,
+            frames_in=4 if batched else 0,
+            first_frames_out=5 if batched else 9,
+            frames_out=4 if batched else 12,
+            latent_frames=1 if batched else 3,
+            lookahead_frames=0,
+            drain_steps=1 if batched else 0,
+        )
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             sdrt="0",
-            preset={"name": "fake", "flow": flow, "stream": stream},
+            preset={"name": "fake"},
+            stream=stream,
+            steps=(),
+            conditions=(),
             device=DeviceSpec(type="cpu", name="cpu", capability=None, driver=None),
             versions={},
             built="",

@@ -3,6 +3,7 @@
 import pytest
 
 from sdrt.bench.measure.eager import eager_session
+from sdrt.export.recipe import Recipe
 
 CASES = (
     "sdv2_stream_batch",
@@ -16,7 +17,7 @@ CASES = (
 def test_stream_matches_the_reference(name, golden_streams):
     """Reference: the public implementations' outputs, every AR step, the wrapped ring included."""
     preset = golden_streams.preset(name)
-    with eager_session(preset, golden_streams.source(name)) as session:
+    with eager_session(Recipe.of(preset), golden_streams.source(name)) as session:
         errors = golden_streams.errors(session, name)
     assert len(errors) >= 5
     assert max(errors) <= 1e-4, errors
@@ -27,8 +28,8 @@ def test_block_ranges_change_nothing(golden_streams):
     name = "sdv2_stream_batch"
     preset, source = golden_streams.preset(name), golden_streams.source(name)
     with (
-        eager_session(preset, source) as whole,
-        eager_session(preset, source, ranges=[(0, 1), (1, 3)]) as split,
+        eager_session(Recipe.of(preset), source) as whole,
+        eager_session(Recipe.of(preset, ranges=((0, 1), (1, 3))), source) as split,
     ):
         assert {"dit[0:1].steady", "dit[1:3].steady"} <= set(split.steps.stages)
         assert golden_streams.errors(split, name) == golden_streams.errors(whole, name)

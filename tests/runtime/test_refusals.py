@@ -17,7 +17,7 @@ from sdrt.runtime.directory.manifest import (
     ManifestError,
     read_manifest,
 )
-from sdrt.runtime.programs import aoti as program
+from sdrt.runtime.programs import loaders
 from sdrt.runtime.session import Session
 from sdrt.runtime.video.writer import FrameWriter
 
@@ -245,7 +245,7 @@ def test_sdrun_itself_is_refused_with_exit_code_2(engine: Path, tmp_path: Path) 
 
 def test_packages_that_call_kernels_that_are_not_installed(engine: Path, refusal, monkeypatch):
     """The packages would fail at their first launch, with torch's words for a missing op."""
-    monkeypatch.setattr(program, "library", lambda: None)
+    monkeypatch.setattr(loaders, "library", lambda: None)
     edit(engine, lambda data: data.update(ops=["sdrt.kernels.causal_conv"]))
     message = refusal(engine)
     assert "compiled kernels, which are not here" in message and "nvcc" in message

@@ -7,6 +7,7 @@ import torch
 from sdrt.bench.measure.eager import eager_session
 from sdrt.engine.preset.preset import load
 from sdrt.engine.weights.source import open_source
+from sdrt.export.recipe import Recipe
 
 SMALL = ["stream.height=32", "stream.width=48", "dit.num_layers=1", "wan_vae.dim=8"]
 EIGHT = ["dit.in_dim=8", "dit.out_dim=8"]
@@ -23,7 +24,7 @@ EIGHT = ["dit.in_dim=8", "dit.out_dim=8"]
 def test_latents_may_have_other_channels_than_16(changes: list[str]) -> None:
     """Planned from the preset alone, streamed past the window with weights of noise."""
     preset = load("tiny", [*SMALL, *EIGHT, *changes])
-    session = eager_session(preset, open_source("synthetic", preset))
+    session = eager_session(Recipe.of(preset), open_source("synthetic", preset))
     assert session.buffers["latent.steady"].shape == (2, 1, 8, 4, 6)
     session.prepare("a fox", seed=0)
     generator = np.random.default_rng(0)

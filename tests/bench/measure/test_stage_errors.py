@@ -10,13 +10,14 @@ from sdrt.bench.measure.frames import chunks_for
 from sdrt.bench.measure.stage_errors import _steady_passes, compared_stages
 from sdrt.engine.preset.preset import load
 from sdrt.engine.weights.source import open_source
+from sdrt.export.recipe import Recipe
 
 ROLLOUT = ["flow=rollout", "encoder=none", "schedule.clean_pass=true", "schedule.noise_scale=null"]
 
 
 def _session(overrides, precision):
     preset = load("tiny", [*overrides, f"precision={precision}"])
-    return eager_session(preset, open_source("synthetic", preset))
+    return eager_session(Recipe.of(preset), open_source("synthetic", preset))
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,12 @@ def _stream(session: Session, group: str, source: str, result: str, frames: Tens
         given, made = session.buffers[f"{source}.{phase}"], session.buffers[f"{result}.{phase}"]
         count = given.shape[-4]
         given.copy_(frames[:count])
-        session.stages.run(group, phase)
+        (stage,) = (
+            stage
+            for stage in session.steps.stages.values()
+            if (stage.spec.group, stage.spec.phase) == (group, phase)
+        )
+        stage.run()
         results.append(made.clone())
         frames, phase = frames[count:], "steady"
     return torch.cat(results)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from sdrt.engine.module import PackageModule
-from sdrt.export.inductor.package import CompileError, compile_package, example_arguments, options
+from sdrt.export.inductor.package import CompileError, compile_package, options
 from sdrt.export.plan.builder import PlanBuilder
+from sdrt.export.plan.examples import example_arguments
 from sdrt.export.plan.plan import PlannedPackage
 from sdrt.runtime.directory.manifest import TensorSpec
 from sdrt.runtime.programs.aoti import AotiProgram

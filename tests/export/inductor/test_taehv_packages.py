@@ -9,8 +9,8 @@ from torch import Tensor
 from sdrt.engine.preset.preset import load
 from sdrt.engine.taehv.model import FIRST, FUSED, LAST
 from sdrt.export.inductor.package import compile_package
-from sdrt.export.plan.make import make_plan
 from sdrt.export.plan.plan import PlannedPackage
+from sdrt.export.recipe import Recipe
 from sdrt.kernels.dispatch import references
 from sdrt.runtime.programs.aoti import AotiProgram
 
@@ -41,7 +41,7 @@ def test_a_package_is_as_good_as_its_eager_module(
     """Reference: the plain module in float32; at most twice the error that it has in bf16."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     preset = load("tiny", ["precision=bf16"])
-    plan = make_plan(preset, ((0, 8),), "cuda", how={FIRST: FUSED, LAST: FUSED})
+    plan = Recipe.of(preset, "cuda", how={FIRST: FUSED, LAST: FUSED}).plan()
     planned = plan.packages[f"{coder}.{phase}"]
     compile_package(planned, tmp_path / "p.pt2", CUDA)
     ours, eager = arguments(planned), arguments(planned)

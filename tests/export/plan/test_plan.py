@@ -10,14 +10,14 @@ from sdrt.engine.module import PackageModule
 from sdrt.engine.preset.preset import Preset, load, preset_names
 from sdrt.engine.weights.source import open_source
 from sdrt.export.plan.builder import PlanBuilder
-from sdrt.export.plan.make import make_plan
 from sdrt.export.plan.plan import FlatModule, Plan, meta_tensor, spec_of
 from sdrt.export.plan.weights import plan_weights
+from sdrt.export.recipe import Recipe
 from sdrt.runtime.directory.specs import all_ops, buffer, op_refs
 
 
 def plan_of(preset: Preset, *ranges: tuple[int, int], device: str = "cpu") -> Plan:
-    return make_plan(preset, ranges or ((0, preset.dit.num_layers),), device)
+    return Recipe.of(preset, device, ranges or None).plan()
 
 
 class Scale(PackageModule):

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from sdrt.engine.module import PackageModule
 from sdrt.engine.preset.preset import load
 from sdrt.engine.weights.source import open_source
+from sdrt.export.errors import BackendError
 from sdrt.export.plan.builder import PlanBuilder
 from sdrt.export.plan.eager import EagerPlan
-from sdrt.export.quantise.calibrate import CalibrationError, Material, calibrate
+from sdrt.export.quantise.calibrate import calibrate
 from sdrt.export.quantise.fp8 import (
     GROUPS,
     Linears,
@@ -24,9 +25,9 @@ from sdrt.export.quantise.fp8 import (
     quantise_weight,
     through_fp8,
 )
+from sdrt.export.quantise.material import CalibrationError, Material
+from sdrt.export.recipe import Recipe
 from sdrt.export.request import Request, build_key
-from sdrt.export.tensorrt.builder import Settings
-from sdrt.export.tensorrt.choice import BackendError, choose_backends
 from sdrt.runtime.directory.manifest import TextSpec
 from sdrt.runtime.video.writer import FrameWriter
 
@@ -47,29 +48,21 @@ def test_groups():
         assert not is_quantised(other, ["ffn_down"])
 
 
-@pytest.mark.parametrize(
-    "backend, precision, architectures, reason",
-    [
-        ("tensorrt-rtx", "bf16", ("sm_86", "sm_89"), "sm_86 has no FP8; it takes one of sm_89"),
-        ("tensorrt", "bf16", ("sm_80",), "sm_80 has no FP8"),
-        ("tensorrt-rtx", "fp32", ("sm_89",), "precision is fp32; use --set precision=bf16"),
-        ("inductor", "bf16", ("sm_90",), "stage dit is built by inductor"),
-    ],
-)
-def test_where_there_is_no_fp8(backend, precision, architectures, reason):
-    backends = choose_backends(load("tiny"), backend, [])
-    with pytest.raises(BackendError, match=reason):
-        check_fp8(("qkv",), precision, backends, architectures)
-    check_fp8((), precision, backends, architectures)
+def test_where_there_is_no_fp8():
+    with pytest.raises(BackendError, match="sm_80 has no FP8; it takes one of sm_89"):
+        check_fp8("bf16", ("sm_80", "sm_89"))
+    with pytest.raises(BackendError, match="precision is fp32; use --set precision=bf16"):
+        check_fp8("fp32", ("sm_89",))
+    check_fp8("fp16", ("sm_89", "sm_90"))
 
 
 def test_it_belongs_to_the_key(tmp_path: Path):
     """Another choice of groups takes nothing over from an interrupted build."""
     preset = load("tiny", ["precision=bf16"])
     source = open_source("bundled", preset)
-    settings = Settings(("sm_89",), fp8=("qkv",))
-    request = Request(preset, source, tmp_path, torch.device("cpu"), ((0, 8),), tensorrt=settings)
-    other = replace(request, tensorrt=replace(settings, fp8=("qkv", "ffn_up")))
+    recipe = Recipe.of(preset, fp8=("qkv",))
+    request = Request(recipe, source, tmp_path, torch.device("cpu"))
+    other = replace(request, recipe=recipe.model_copy(update={"fp8": ("qkv", "ffn_up")}))
     assert build_key(request) != build_key(other)
 
 
@@ -111,7 +104,7 @@ def mlp():
     """The planned package of an MLP, its weights and what calibration would say of it."""
     builder = PlanBuilder(torch.float32, channels_last_3d=False)
     builder.buffer("x", (1, 8, 32), torch.float32)
-    builder.package("mlp", Mlp, "tensorrt-rtx")
+    builder.package("mlp", Mlp, "tensorrt-rtx", bakes=True)
     builder.call("mlp", ["x"], ["y"])
     generator = torch.Generator().manual_seed(0)
     weights = {
@@ -162,10 +155,10 @@ def test_the_graph_computes_what_the_loss_is_measured_on(mlp, relative_error):
 def run_calibration(groups, material, tmp_path: Path, on_progress=lambda *_: None):
     preset = load("tiny", ["dit.num_layers=2"])
     source = open_source("synthetic", preset)
-    ranges = [(0, 1), (1, 2)]
+    recipe = Recipe.of(preset, ranges=((0, 1), (1, 2)), fp8=groups)
     text = TextSpec(kind="hashed-words")
     device = torch.device("cpu")
-    return calibrate(preset, source, ranges, device, groups, text, tmp_path, material, on_progress)
+    return calibrate(recipe, source, device, text, tmp_path, material, on_progress)
 
 
 def test_calibration(tmp_path: Path):

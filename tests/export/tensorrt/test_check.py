@@ -1,19 +1,17 @@
 """The check of every stage in onnxruntime: it passes on real stages, and finds what is planted."""
 
 import threading
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
-from sdrt.engine.preset.preset import load, to_dict
+from sdrt.engine.preset.preset import load
 from sdrt.engine.weights.source import open_source
-from sdrt.export.plan.make import make_plan
 from sdrt.export.plan.weights import plan_weights
+from sdrt.export.recipe import Recipe
 from sdrt.export.store import write_weights
-from sdrt.export.tensorrt.builder import Settings
-from sdrt.export.tensorrt.choice import choose_backends
+from sdrt.export.tensorrt.settings import Settings
 
 for optional in ("onnx", "onnxruntime", "onnxscript"):
     pytest.importorskip(optional, reason="the extra `tensorrt-rtx` is not installed")
@@ -26,11 +24,14 @@ from sdrt.export.tensorrt.onnxruntime import TOLERANCE, CheckError, OrtProgram  
 SETTINGS = ["dit.num_layers=2", "precision=fp32"]
 
 
+def recipe_of(preset, **settings) -> Recipe:
+    return Recipe.of(preset, "cpu", ((0, 1), (1, 2)), "tensorrt-rtx", **settings)
+
+
 def planned(overrides: list[str], name: str = "tiny"):
     """Return a preset in float32, its plan in two ranges, and noise for its weights."""
     preset = load(name, [*SETTINGS, *overrides])
-    backends = choose_backends(preset, "tensorrt-rtx", [])
-    plan = make_plan(preset, [(0, 1), (1, 2)], "cpu", backends)
+    plan = recipe_of(preset).plan()
     source = open_source("synthetic", preset)
     weights = dict(plan_weights(plan, preset, source, torch.device("cpu"), baked=True))
     return preset, plan, weights
@@ -109,14 +110,10 @@ def setup(tmp_path: Path) -> dict:
     """What a build's child is told, with weights in place."""
     preset, plan, weights = planned([])
     write_weights(tmp_path / "baked", iter(weights.items()))
-    for folder in ("stages", "onnx"):
+    for folder in ("packages", "onnx"):
         (tmp_path / folder).mkdir()
     return {
-        "preset": to_dict(preset),
-        "ranges": [(0, 1), (1, 2)],
-        "device": "cpu",
-        "backends": dict.fromkeys(("taehv_encoder", "dit", "taehv_decoder"), "tensorrt-rtx"),
-        "settings": asdict(Settings(("sm_89",))),
+        "recipe": recipe_of(preset, tensorrt=Settings(("sm_89",))).model_dump(mode="json"),
         "folder": str(tmp_path),
         "weights": str(tmp_path / "baked" / "weights"),
     }

@@ -20,11 +20,12 @@ from sdrt.engine.wan_vae.model import WanVaeDecoder, WanVaeEncoder
 from sdrt.engine.wan_vae.weights import from_public as wan_vae_from_public
 from sdrt.engine.wan_vae.weights import public_shapes as wan_vae_shapes
 from sdrt.engine.weights.source import open_source
+from sdrt.export.errors import BackendError
 from sdrt.export.plan.builder import PlanBuilder
 from sdrt.export.plan.eager import rehearsal
-from sdrt.export.plan.make import make_plan
 from sdrt.export.plan.weights import plan_weights
-from sdrt.export.tensorrt.choice import BackendError, RingMode, choose_backends
+from sdrt.export.recipe import Recipe
+from sdrt.export.tensorrt.settings import RingMode, Settings
 from sdrt.export.tensorrt.stages import default_ranges
 from sdrt.runtime.session import Session
 
@@ -40,14 +41,15 @@ from sdrt.export.tensorrt.onnxruntime import TOLERANCE, OrtProgram  # noqa: E402
 def onnx_session(preset, source, ranges, ring: RingMode = "length") -> Session:
     """Return a session whose every stage is an ONNX graph that onnxruntime runs."""
     device = torch.device("cpu")
-    backends = choose_backends(preset, "tensorrt-rtx", [])
-    plan = make_plan(preset, ranges, "cpu", backends, ring)
+    settings = Settings(ring=ring)
+    recipe = Recipe.of(preset, "cpu", ranges, "tensorrt-rtx", tensorrt=settings)
+    plan = recipe.plan()
     baked = dict(plan_weights(plan, preset, source, device, baked=True))
     programs = {
         name: OrtProgram(export_stage(planned, baked)) for name, planned in plan.packages.items()
     }
     tables = dict(plan_weights(plan, preset, source, device))
-    return rehearsal(preset, plan, programs, tables, device)
+    return rehearsal(recipe, plan, programs, tables, device)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,7 @@ def export_coder(make, shape: tuple[int, ...], weights: dict[str, Tensor]):
     """Return a coder's program and its buffers: input, output and states, as zeros."""
     builder = PlanBuilder(torch.float32, channels_last_3d=False)
     builder.buffer("given", shape, torch.float32)
-    builder.package("coder", make, "tensorrt-rtx")
+    builder.package("coder", make, "tensorrt-rtx", bakes=True)
     call = builder.call("coder", ["given"], ["made"])
     planned = builder.plan.packages["coder"]
     values = {planned.baked[name]: weights[name] for name in planned.baked}
@@ -94,7 +96,7 @@ def export_coder(make, shape: tuple[int, ...], weights: dict[str, Tensor]):
         name: torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype))
         for name, spec in builder.plan.buffers.items()
     }
-    return program, buffers, call.arguments
+    return program, buffers, [ref.name for ref in call.arguments]
 
 
 @pytest.mark.parametrize("coder", ["wan-vae", "taehv"])
@@ -165,7 +167,10 @@ def test_every_tiny_stage_agrees_with_eager(relative_error):
         return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
     ranges = default_ranges(preset.dit.num_layers)
-    with onnx_session(preset, source, ranges) as onnx, eager_session(preset, source) as eager:
+    with (
+        onnx_session(preset, source, ranges) as onnx,
+        eager_session(Recipe.of(preset), source) as eager,
+    ):
         for session in (onnx, eager):
             session.prepare("a lamp", seed=3)
         for index in range(6):
@@ -191,8 +196,7 @@ def test_every_tiny_stage_agrees_with_eager(relative_error):
 def test_weights_keep_their_names():
     """Every weight is an initialiser under the name that the engine's weights have."""
     preset = load("tiny", ["precision=bf16", "dit.num_layers=2"])
-    backends = choose_backends(preset, "tensorrt-rtx", [])
-    plan = make_plan(preset, [(0, 2)], "cuda", backends)
+    plan = Recipe.of(preset, "cuda", backends="tensorrt-rtx").plan()
     planned = plan.packages["dit_range.chunk.0-2"]
     weights = {
         name: torch.randn(spec.shape, dtype=torch.bfloat16) for name, spec in plan.baked.items()
@@ -218,7 +222,7 @@ def test_an_unused_input_is_an_error():
     builder = PlanBuilder(torch.float32, channels_last_3d=False)
     builder.buffer("x", (4,), torch.float32)
     builder.buffer("valid", (1,), torch.int64)
-    builder.package("ignores", Ignores, "tensorrt-rtx")
+    builder.package("ignores", Ignores, "tensorrt-rtx", bakes=True)
     builder.call("ignores", ["x", "valid"], ["y"])
     with pytest.raises(ExportError, match="input 1 .* is not used"):
         export_stage(builder.plan.packages["ignores"], {})
@@ -270,14 +274,13 @@ def test_noise_scale_without_float64():
 def test_intake_has_no_float64():
     """TensorRT has no such type; a graph that holds one would be refused."""
     preset = load("tiny", ["precision=bf16"])
-    backends = choose_backends(preset, "tensorrt-rtx", [])
-    buffers = make_plan(preset, [(0, 8)], "cuda", backends).buffers
+    buffers = Recipe.of(preset, "cuda", backends="tensorrt-rtx").plan().buffers
     assert not [name for name, spec in buffers.items() if spec.dtype == "float64"]
 
 
 def test_a_ring_that_a_chunk_would_wrap_in_is_refused():
     """A cache update writes rows that follow each other: a chunk must not straddle the end."""
     preset = load("self-forcing-1.3b-480p", ["stream.window_frames=10", "stream.sink_frames=1"])
-    backends = choose_backends(preset, "tensorrt-rtx", [])
+    recipe = Recipe.of(preset, "cuda", backends="tensorrt-rtx")
     with pytest.raises(BackendError, match="multiples of chunk_latent_frames = 3"):
-        make_plan(preset, [(0, 30)], "cuda", backends)
+        recipe.plan()

@@ -6,30 +6,30 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 from torch import Tensor
+from typer.testing import CliRunner
 
 from sdrt.engine.module import PackageModule
 from sdrt.engine.preset.preset import load
-from sdrt.export.cli import main
+from sdrt.export.cli import app
 from sdrt.export.plan.builder import PlanBuilder
-from sdrt.export.plan.make import make_plan
 from sdrt.export.progress import Progress
-from sdrt.export.tensorrt.choice import choose_backends
+from sdrt.export.recipe import Recipe
+from sdrt.export.tensorrt.settings import Settings
 from sdrt.runtime import cli as sdrun
-from sdrt.runtime.directory.manifest import Manifest, ManifestError, read_manifest
+from sdrt.runtime.directory.manifest import Manifest, read_manifest
 from sdrt.runtime.session import Session
 
 for optional in ("tensorrt_rtx", "onnx", "onnxscript"):
     pytest.importorskip(optional, reason="the extra `tensorrt-rtx` is not installed")
 
 from sdrt.export.tensorrt.backend import PlanWorker  # noqa: E402
-from sdrt.export.tensorrt.builder import Cancelled, PlanError, Settings, build_plan, load_library  # noqa: E402
+from sdrt.export.tensorrt.builder import Cancelled, PlanError, build_plan, load_library  # noqa: E402
 from sdrt.export.tensorrt.onnx import export_stage  # noqa: E402
 from sdrt.export.tensorrt.onnxruntime import TOLERANCE, OrtProgram  # noqa: E402
 
@@ -39,14 +39,13 @@ ARCHITECTURE_BITS = {"sm_89": 8, "sm_120": 16}
 LAYERS = 8
 
 
-@pytest.fixture(scope="session")
-def run(invoke):
-    """Callable: the result of build-engines with some arguments."""
-    return partial(invoke, main)
+def run(*arguments: str):
+    """Run build-engines; return its result."""
+    return CliRunner().invoke(app, [*arguments], catch_exceptions=False)
 
 
 @pytest.fixture(scope="module")
-def engine(run, tmp_path_factory) -> Path:
+def engine(tmp_path_factory) -> Path:
     """An engine directory of the preset tiny in bf16, all stages plans, with its ONNX files."""
     folder = tmp_path_factory.mktemp("rtx") / "engine"
     arguments = ["--set", "precision=bf16", "--backend", "tensorrt-rtx", "--out", str(folder)]
@@ -156,7 +155,7 @@ def test_refusal_without_a_gpu(engine: Path, tmp_path: Path, capsys):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     expected = f"{engine}: built for sm_89, sm_120 (plans of tensorrt_rtx), but no CUDA device"
-    with pytest.raises(ManifestError, match="no CUDA device is here") as caught:
+    with pytest.raises(ValueError, match="no CUDA device is here") as caught:
         Session.open(engine)
     assert str(caught.value).startswith(expected) and "\n" not in str(caught.value)
     clip = tmp_path / "clip.mp4"
@@ -190,7 +189,7 @@ def test_refusal_without_a_gpu(engine: Path, tmp_path: Path, capsys):
         ),
     ],
 )
-def test_requests_that_cannot_be_built(run, arguments: list[str], message: str, tmp_path: Path):
+def test_requests_that_cannot_be_built(arguments: list[str], message: str, tmp_path: Path):
     """One line that says what can."""
     if torch.cuda.is_available() and not arguments:
         pytest.skip("there is a GPU here")
@@ -200,7 +199,7 @@ def test_requests_that_cannot_be_built(run, arguments: list[str], message: str, 
     assert not (tmp_path / "engine").exists()
 
 
-def test_a_mixed_directory(run, engine: Path, tiny_engine: Path, tmp_path: Path):
+def test_a_mixed_directory(engine: Path, tiny_engine: Path, tmp_path: Path):
     """Plans added to packages: the packages still run here, the plans wait for their card."""
     folder = Path(shutil.copytree(tiny_engine, tmp_path / "engine"))
     added = ["--backend", "tensorrt-rtx", "--target", "sm_89", "--add", "--out", str(folder)]
@@ -246,7 +245,7 @@ def exported(tmp_path: Path):
     """Return a small stage and the path of its ONNX file."""
     builder = PlanBuilder(torch.float32, channels_last_3d=False)
     builder.buffer("x", (4,), torch.float32)
-    builder.package("doubles", Doubles, "tensorrt-rtx")
+    builder.package("doubles", Doubles, "tensorrt-rtx", bakes=True)
     builder.call("doubles", ["x"], ["y"])
     stage = export_stage(builder.plan.packages["doubles"], {})
     stage.save(tmp_path / "doubles.onnx")
@@ -299,9 +298,9 @@ def small(tmp_path: Path) -> list[str]:
     return [*arguments, "--out", str(tmp_path / "engine")]
 
 
-def test_ctrl_c_leaves_finished_plans_only(run, small: list[str], tmp_path: Path):
+def test_ctrl_c_leaves_finished_plans_only(small: list[str], tmp_path: Path):
     """The real command, interrupted as a terminal does it; then it goes on where it stopped."""
-    stages = tmp_path / "engine.partial" / "stages"
+    stages = tmp_path / "engine.partial" / "packages"
     command = [sys.executable, "-m", "sdrt.export.cli", *small, "--keep-onnx"]
     process = subprocess.Popen(
         command,
@@ -331,7 +330,7 @@ def test_ctrl_c_leaves_finished_plans_only(run, small: list[str], tmp_path: Path
     assert result.output.count("taken over from the interrupted build") == len(finished)
 
 
-def test_fp8_in_the_builders_log(run, small: list[str], tmp_path: Path):
+def test_fp8_in_the_builders_log(small: list[str], tmp_path: Path):
     """Chosen linears are FP8 products by the builder's log; what it costs is measured."""
     result = run(*small, "--fp8", "ffn_up,ffn_down", "--calibration-steps", "2", "--explain")
     assert result.exit_code == 0, result.output
@@ -363,8 +362,7 @@ def test_linears_that_stay_as_they_are_are_refused(tmp_path: Path, monkeypatch):
 def test_a_plan_of_more_than_two_gigabytes(tmp_path: Path):
     """Four blocks of the 14B model: protobuf ends at 2 GB, a file beside the graph does not."""
     preset = load("sdv2-14b-480p", ["dit.num_layers=4"])
-    backends = choose_backends(preset, "tensorrt-rtx", [])
-    plan = make_plan(preset, [(0, 4)], "cuda", backends)
+    plan = Recipe.of(preset, "cuda", backends="tensorrt-rtx").plan()
     planned = plan.packages["dit_range.chunk.0-4"]
     # Each its own values: the builder stores equal weights once.
     weights = {
@@ -396,7 +394,7 @@ def test_a_check_of_more_than_two_gigabytes():
     """onnxruntime reads such a graph's weights from a file too. Reference: the eager module."""
     builder = PlanBuilder(torch.float32, channels_last_3d=False)
     builder.buffer("x", (1, 2, 24_000), torch.float32)
-    builder.package("wide", Wide, "tensorrt-rtx")
+    builder.package("wide", Wide, "tensorrt-rtx", bakes=True)
     builder.call("wide", ["x"], ["y"])
     planned = builder.plan.packages["wide"]
     weights = {"part.linear.weight": torch.zeros(24_000, 24_000).fill_diagonal_(2)}
@@ -409,7 +407,7 @@ def test_a_check_of_more_than_two_gigabytes():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["sdv2-1.3b-480p", "sdv2-1.3b-480p-taehv"])
-def test_full_size_plans(run, preset: str, tmp_path: Path):
+def test_full_size_plans(preset: str, tmp_path: Path):
     """The 1.3B DiT, the Wan VAE and TAEHV at 832x480: fused attention, memory within a budget."""
     folder = tmp_path / "engine"
     arguments = ["--preset", preset, "--weights", "synthetic", "--backend", "tensorrt-rtx"]

@@ -7,7 +7,7 @@ from sdrt.engine.coder import CODERS
 from sdrt.engine.preset.preset import load
 from sdrt.engine.taehv.model import FIRST, FUSED, LAST, TaehvDecoder, TaehvEncoder
 from sdrt.engine.wan_vae.coder import largest_call
-from sdrt.export.plan.make import make_plan
+from sdrt.export.recipe import Recipe
 from sdrt.export.tune import measure as module
 from sdrt.export.tune.measure import (
     CODER_TUNABLES,
@@ -51,7 +51,7 @@ def test_every_layer_with_a_choice_is_tuned() -> None:
     preset = load("tiny", SMALL)
     found = {tunable.place: tunable for tunable in tunables(preset, CPU)}
     layers = {place for place, tunable in found.items() if tunable.stage != "dit"}
-    plan = make_plan(preset, ((0, 8),), "cpu")
+    plan = Recipe.of(preset).plan()
     blocks = {
         "wan_vae." + name.removeprefix("wan-vae.model.").partition(".residual.")[0]
         for name in plan.weights
@@ -93,7 +93,7 @@ def test_every_autoencoder_can_be_tuned() -> None:
 def test_chosen_layers_of_taehv_are_fused() -> None:
     """In both phases, and nowhere without a choice; buffers and weights are the same."""
     plans = [
-        make_plan(load("tiny"), ((0, 8),), "cpu", how=chosen)
+        Recipe.of(load("tiny"), how=chosen or {}).plan()
         for chosen in (None, {FIRST: "conv2d", LAST: "conv2d"}, {FIRST: FUSED, LAST: FUSED})
     ]
     for plan, fused in zip(plans, (False, False, True), strict=True):
@@ -107,7 +107,7 @@ def test_layers_that_are_alike_are_timed_once(monkeypatch) -> None:
     calls = []
     monkeypatch.setattr(module, "fastest", lambda made: calls.append(1) or counting(made))
     preset = load("tiny", SMALL)
-    found = tune(preset, CPU, {})
+    found = tune(Recipe.of(preset), CPU)
     assert 0 < len(calls) < len(found)
 
 
@@ -124,8 +124,8 @@ def test_layers_that_are_alike_are_timed_once(monkeypatch) -> None:
 def test_stages_of_tensorrt_have_no_choice(monkeypatch, stage, prefix, changes) -> None:
     monkeypatch.setattr(module, "fastest", counting)
     preset = load("tiny", changes)
-    assert any(name.startswith(prefix) for name in tune(preset, CPU, {}))
-    found = tune(preset, CPU, {stage: "tensorrt"})
+    assert any(name.startswith(prefix) for name in tune(Recipe.of(preset), CPU))
+    found = tune(Recipe.of(preset, backends={stage: "tensorrt"}), CPU)
     assert found and not any(name.startswith(prefix) for name in found)
 
 
@@ -143,7 +143,7 @@ def test_both_phases_share_the_rings_of_fused_layers() -> None:
     preset = load("sdv2-1.3b-480p")
     assert largest_call(preset) == max(4 * preset.first_chunk_latent_frames - 3, 4)
     fused = {"wan_vae.encoder.downsamples.0": "fused", "wan_vae.decoder.upsamples.8": "fused"}
-    plan = make_plan(preset, ((0, 30),), "cuda", how=fused)
+    plan = Recipe.of(preset, "cuda", how=fused).plan()
     frames = largest_call(preset)
     ring = plan.buffers["encoder.encoder.downsamples.0.residual.2"]
     assert ring.shape == (frames + 2, 12, 480, 832, 8)

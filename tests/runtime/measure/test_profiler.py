@@ -10,7 +10,9 @@ from sdrt.bench.measure.eager import eager_session
 from sdrt.bench.measure.frames import chunks_for
 from sdrt.engine.preset.preset import load
 from sdrt.engine.weights.source import open_source
+from sdrt.export.recipe import Recipe
 from sdrt.runtime.measure import profiler
+from sdrt.runtime.measure.timing import TRACKS
 from sdrt.runtime.measure.trace import StreamTrace, Trace
 
 SMALL = [
@@ -23,7 +25,7 @@ SMALL = [
 def session():
     """A small stream-batch session over eager modules."""
     preset = load("tiny", SMALL)
-    opened = eager_session(preset, open_source("synthetic", preset))
+    opened = eager_session(Recipe.of(preset), open_source("synthetic", preset))
     opened.prepare("neon discs")
     return opened
 
@@ -44,7 +46,8 @@ class Log:
 
 
 def _owners(session) -> list:
-    return [session, session.flow, session.stages, *session.stages.stages]
+    tracks = [track for step in session.steps.steps for track in step.tracks]
+    return [session, session.host, *tracks, *(op for track in tracks for op in track.ops)]
 
 
 def test_ranges_nest_as_the_step_does(session) -> None:
@@ -59,15 +62,15 @@ def test_ranges_nest_as_the_step_does(session) -> None:
     detach()
     steady = log.ranges
     assert steady[0] == (0, "AR step")
-    # The stream batch makes no frames yet in its second AR step, but every stage is asked.
-    assert [name for _, name in steady if name in profiler.STAGES] == list(profiler.STAGES)
+    # The stream batch makes no frames yet in its second AR step.
+    assert [name for _, name in steady if name in TRACKS] == ["encode", "diffuse"]
     depth = dict(reversed([(name, depth) for depth, name in steady]))
-    assert depth["copy in"] == depth["encode"] == depth["diffuse"] == 1
-    assert depth["denoise step, filling"] == 2
-    assert depth["run dit[0:2] filling"] == 3
+    assert depth["encode"] == depth["diffuse"] == 1
+    assert depth["copy in"] == depth["copy encoded.noisy -> noisy.steady"] == 2
+    assert depth["run dit[0:2].filling"] == depth["noise -> renoise.steady"] == 2
     assert (0, "wait for frames") in steady
     # The first chunk passes its denoise steps one after another.
-    assert [name for _, name in first].count("denoise step, first") == 2
+    assert [name for _, name in first].count("run dit[0:2].first") == 2
     assert "copy out" in [name for _, name in first]
 
 
@@ -76,8 +79,7 @@ def test_off_is_the_same_code_as_without_a_profiler(session) -> None:
     before = [dict(vars(owner)) for owner in _owners(session)]
     profiler.attach(session, Log())()
     assert [dict(vars(owner)) for owner in _owners(session)] == before
-    for owner, names in ((session, ("submit", "receive")), (session.stages, ("run",))):
-        assert not set(names) & set(vars(owner))
+    assert not {"submit", "receive"} & set(vars(session))
 
 
 def test_sessions_open_with_ranges_where_a_tool_listens(monkeypatch) -> None:
@@ -88,7 +90,7 @@ def test_sessions_open_with_ranges_where_a_tool_listens(monkeypatch) -> None:
     assert profiler._listening() is None
     preset, log = load("tiny", SMALL), Log()
     with profiler.emitting(log):
-        opened = eager_session(preset, open_source("synthetic", preset))
+        opened = eager_session(Recipe.of(preset), open_source("synthetic", preset))
         with profiler.span("load"):
             pass
     assert (0, "load") in log.ranges
@@ -109,7 +111,7 @@ def test_a_stream_is_traced_once_it_is_steady(session, tmp_path) -> None:
     found = Trace(path)
     assert found.steps() == 2
     rows = {row["range"]: row for row in found.stage_rows()}
-    assert rows["denoise step, steady"]["calls"] == 2
+    assert rows["run dit[0:2].steady"]["calls"] == 2
     assert rows["diffuse"]["kernels"] > 10
     assert rows["AR step"]["host_us"] >= rows["diffuse"]["host_us"]
     assert "submit" not in vars(session)
@@ -189,5 +191,5 @@ def test_sdrun_writes_a_trace_and_a_table(tiny_engine, tmp_path, capsys) -> None
     command += ["--output", str(tmp_path / "out.mp4"), "--profile", str(trace)]
     assert main(command) == 0
     shown = capsys.readouterr().out
-    assert "denoise step, steady" in shown and "ui.perfetto.dev" in shown
+    assert "run dit[0:8].steady" in shown and "ui.perfetto.dev" in shown
     assert Trace(trace).steps() == 3

@@ -12,39 +12,55 @@ import torch
 
 from sdrt.engine.preset.preset import load
 from sdrt.export.child import Child, ChildCrash
-from sdrt.export.inductor import worker
-from sdrt.export.plan.make import make_plan
+from sdrt.export.recipe import Recipe
 from sdrt.export.tensorrt import backend as tensorrt_build
-from sdrt.export.tensorrt.choice import choose_backends
 from sdrt.export.trial import Trial, TrialError
+from sdrt.export.trial_worker import try_one
 from sdrt.runtime import session
 from sdrt.runtime.directory.manifest import (
     SCHEMA_VERSION,
-    BufferSpec,
-    Call,
     DeviceSpec,
     EngineSpec,
     Manifest,
     ManifestError,
     PackageSpec,
-    StageSpec,
-    TensorSpec,
     TextSpec,
     Variant,
     WeightsSpec,
 )
+from sdrt.runtime.directory.specs import (
+    BufferSpec,
+    Call,
+    StageSpec,
+    StreamSpec,
+    TensorSpec,
+    buffer,
+)
 from sdrt.runtime.directory.variants import choose_variant
 from sdrt.runtime.programs import tensorrt
+from sdrt.runtime.programs.loaders import keep_compiled
 from sdrt.runtime.programs.tensorrt import (
     Activations,
     JitCache,
     PlanRunError,
     TensorRtProgram,
+    add_command,
     import_library,
-    keep_compiled,
     load_plans,
 )
 
+STREAM = StreamSpec(
+    height=16,
+    width=16,
+    frame_rate=16,
+    first_frames_in=5,
+    frames_in=4,
+    first_frames_out=5,
+    frames_out=4,
+    latent_frames=1,
+    lookahead_frames=0,
+    drain_steps=0,
+)
 H200 = ("NVIDIA H200", (9, 0))
 RTX_4090 = ("NVIDIA GeForce RTX 4090", (8, 9))
 RTX_3090 = ("NVIDIA GeForce RTX 3090", (8, 6))
@@ -82,7 +98,7 @@ def engine_spec(**changes) -> EngineSpec:
 def package(engine: EngineSpec | None) -> PackageSpec:
     return PackageSpec(
         backend="inductor" if engine is None else "tensorrt-rtx",
-        file="stages/a.pt2" if engine is None else "stages/a.plan",
+        file="packages/a.pt2" if engine is None else "packages/a.plan",
         sha256="",
         bytes=0,
         build_s=0.0,
@@ -251,21 +267,25 @@ def test_plans_never_run_beside_each_other(monkeypatch):
 
     asked = []
 
-    def lanes(device: torch.device, overlap: bool) -> None:
-        asked.append(overlap)
+    def steps(*arguments: Any) -> None:
+        asked.append(arguments[5])
         raise StopHere
 
-    monkeypatch.setattr(session, "Lanes", lanes)
-    plan, other = package(engine_spec()), SimpleNamespace(engine=None)
+    monkeypatch.setattr(session, "Steps", steps)
+    plan, other = package(engine_spec()), package(None)
     for packages in ({"a": other}, {"a": other, "b": plan}):
-        manifest: Any = SimpleNamespace(packages=packages, buffers={})
+        manifest = SimpleNamespace(packages=packages, buffers={}, stages=(), stream=None)
+        engine: Any = SimpleNamespace(
+            manifest=manifest, device=torch.device("cpu"), programs={}, weights={}
+        )
         with pytest.raises(StopHere):
-            session.Session(manifest, {}, {}, torch.device("cpu"))
+            session.Session(engine)
     assert asked == [True, False]
 
 
 def test_plans_share_activations_banks_and_the_jit_cache(plans, tmp_path: Path):
     """One allocation of the largest size; what was compiled is stored once, keyed to the card."""
+    manifest: Any = SimpleNamespace(packages=plans)
     programs = load_plans(tmp_path, plans, torch.device("cpu"))
     contexts = [program._context for program in programs.values()]
     assert contexts[0].memory == contexts[1].memory
@@ -273,7 +293,7 @@ def test_plans_share_activations_banks_and_the_jit_cache(plans, tmp_path: Path):
     assert size >= 5000 and address % 256 == 0
     assert contexts[0].addresses["new.history"] == contexts[1].addresses["new.history"]
     assert len(RuntimeConfig.caches) == 1
-    keep_compiled(programs.values())
+    keep_compiled(manifest, programs)
     (stored,) = (tmp_path / "jit").iterdir()
     assert stored.name == "tensorrt_rtx-1.7.1.116--sm_89--nvidia-geforce-rtx-4090.bin"
     assert stored.read_bytes() == b"compiled"
@@ -302,13 +322,13 @@ def test_a_new_plan_is_tried_as_a_session_would_run_it(plans, tmp_path: Path, st
             )
         }
     )
-    worker.try_one("two", tmp_path, counted, torch.device("cpu"), {4: 1})
+    try_one("two", tmp_path, counted, torch.device("cpu"), {4: 1})
     (given,) = seen
     assert [tuple(tensor.shape) for tensor in given] == [(4,), (4,), (2, 4), (4,), (2,)]
     assert given[4].tolist() == [1, 1] and given[0].abs().sum() > 0
     (tmp_path / "two").write_bytes(b"of another version")
     with pytest.raises(ManifestError, match="plan two does not load"):
-        worker.try_one("two", tmp_path, counted, torch.device("cpu"), {})
+        try_one("two", tmp_path, counted, torch.device("cpu"), {})
 
 
 def test_a_plan_that_fails_its_trial_is_an_error(monkeypatch, tmp_path: Path):
@@ -323,7 +343,7 @@ def test_a_plan_that_fails_its_trial_is_an_error(monkeypatch, tmp_path: Path):
 
     monkeypatch.setattr(Child, "ask", ask)
     plan = package(engine_spec())
-    with Trial("cuda") as trial:
+    with Trial("cuda", "plan", tensorrt_build._advice) as trial:
         answers.append({"error": None})
         trial.run("dit", tmp_path, plan, {3: 1})
         answers.append({"error": "plan dit: TensorRT did not run it; see its log"})
@@ -351,7 +371,8 @@ def test_plans_are_tried_where_their_card_is(cuda, card, targets, device, expect
     elif torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     request: Any = SimpleNamespace(
-        device=torch.device(device), tensorrt=SimpleNamespace(targets=targets)
+        device=torch.device(device),
+        recipe=SimpleNamespace(tensorrt=SimpleNamespace(targets=targets)),
     )
     found = tensorrt_build.trial_device(request)
     assert found == (None if expected is None else torch.device(expected))
@@ -360,8 +381,7 @@ def test_plans_are_tried_where_their_card_is(cuda, card, targets, device, expect
 def test_only_key_counts_must_not_be_zero():
     """Reference: the names of the buffers that the plans of the preset tiny read."""
     preset = load("tiny")
-    backends = choose_backends(preset, "tensorrt-rtx", [])
-    plan = make_plan(preset, [(0, 4), (4, 8)], "cuda", backends)
+    plan = Recipe.of(preset, "cuda", ((0, 4), (4, 8)), "tensorrt-rtx").plan()
     second = tensorrt_build.trial_integers(plan, "dit_range.chunk.4-8")
     spec = plan.packages["dit_range.chunk.4-8"].arguments
     assert {spec[index].dtype for index in second} == {"int32"} and set(second.values()) == {1}
@@ -419,9 +439,11 @@ def mixed() -> Manifest:
                     name="dit[0:1]",
                     group="diffuse",
                     phase="steady",
-                    calls=(Call(package="a", arguments=names),),
+                    calls=(Call(package="a", inputs=tuple(map(buffer, names))),),
                 ),
             ),
+            "steps": (),
+            "conditions": (),
             "weights": WeightsSpec(source="s", synthetic=False, files=()),
         }
 
@@ -434,7 +456,7 @@ def mixed() -> Manifest:
         schema_version=SCHEMA_VERSION,
         sdrt="",
         preset={"name": "tiny"},
-        ops=(),
+        stream=STREAM,
         text=TextSpec(kind="hashed-words"),
         others=(Variant(**part(engine_spec(), cards)),),
         **part(None, h200),
@@ -464,11 +486,11 @@ def test_the_command_for_another_card_keeps_what_was_asked_for():
     """The arguments of the plans that are there, with the other card; else the preset's."""
     folder = Path("my engine")
     plain = "build-engines --preset tiny --backend tensorrt-rtx --target sm_86 --add --out"
-    assert mixed().add_command(folder, "sm_86") == f"{plain} 'my engine'"
+    assert add_command(folder, mixed(), "sm_86") == f"{plain} 'my engine'"
     packages = ("--preset", "/p.yaml", "--set", "stream.height=256")
     plans = (*packages, "--backend", "tensorrt-rtx", "--target", "sm_89", "--keep-onnx")
     directory = mixed().model_copy(update={"builds": (packages, plans)})
-    assert directory.add_command(folder, "sm_86") == (
+    assert add_command(folder, directory, "sm_86") == (
         "build-engines --preset /p.yaml --set stream.height=256 --backend tensorrt-rtx "
         "--target sm_86 --keep-onnx --add --out 'my engine'"
     )

@@ -1,86 +1,82 @@
-"""Which backend builds which stage, and for which architectures."""
+"""TensorRT's settings: libraries, the K/V ring, the architectures that plans are built for."""
 
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
 
 import torch
 
 from sdrt.engine.preset.preset import Preset
-from sdrt.kernels.errors import SdrtError
+from sdrt.export.errors import BackendError
 from sdrt.runtime.directory.manifest import RTX_ARCHITECTURES, Backend
+
+LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+"""Backend -> Python package."""
 
 RingMode = Literal["length", "mask", "copy"]
 """The K/V ring in a plan: updated in place and read up to a length; updated in place and read
 through a mask; or written to a bank and copied back, which any version can."""
 
-BACKENDS = ("inductor", "tensorrt", "tensorrt-rtx")
+
+@dataclass(frozen=True)
+class Settings:
+    """Builder settings; they are part of what a plan is built from."""
+
+    targets: tuple[str, ...] = ()
+    """Architectures for tensorrt_rtx, such as ``sm_89``; empty: the GPU that is here."""
+    optimization_level: int | None = None
+    """0 to 5; the library's own default unless given."""
+    aux_streams: int = 0
+    """Streams a plan may use beside the caller's; none needs the least memory."""
+    workspace_mib: int | None = None
+    """Most scratch memory of a layer; no limit unless given."""
+    timing_cache: str | None = None
+    """File that keeps kernel timings between builds (``tensorrt`` only: RTX has no such thing)."""
+    ring: RingMode = "length"
+    """What the library can do with the K/V ring."""
 
 
-class BackendError(SdrtError):
-    """A backend that does not exist or cannot build a preset; the message says what can."""
+def uses_tensorrt(backends: Mapping[str, Backend]) -> bool:
+    """Tell whether any stage is built by TensorRT."""
+    return not LIBRARIES.keys().isdisjoint(backends.values())
 
 
-def stage_names(preset: Preset) -> tuple[str, ...]:
-    """Return the stages of a preset that take a backend of their own."""
-    encoder = preset.input_coder
-    encoders = (encoder.encoder_stage,) if encoder else ()
-    return (*encoders, "dit", preset.output_coder.decoder_stage)
-
-
-def choose_backends(
-    preset: Preset, backend: str, stage_backends: Sequence[str]
-) -> dict[str, Backend]:
-    """Return stage -> backend.
-
-    Args:
-        backend: of all stages; stage_backends: ``STAGE=BACKEND`` for single ones.
-    Raises:
-        BackendError: no such stage or backend, or both flavours of TensorRT at once.
-    """
-    chosen = dict.fromkeys(stage_names(preset), backend)
-    for pair in stage_backends:
-        stage, _, value = pair.partition("=")
-        if stage not in chosen:
-            known = ", ".join(chosen)
-            raise BackendError(f"--stage-backend {pair}: no such stage; this preset has {known}")
-        chosen[stage] = value
-    for value in (backend, *chosen.values()):
-        if value not in BACKENDS:
-            known = ", ".join(BACKENDS)
-            raise BackendError(f"backend {value!r}: no such backend; use one of {known}")
-    if {"tensorrt", "tensorrt-rtx"} <= set(chosen.values()):
-        raise BackendError("backends tensorrt and tensorrt-rtx in one engine: choose one of them")
-    return chosen  # type: ignore[return-value]
-
-
-def choose_ring(backends: Mapping[str, Backend], check_onnx: bool = False) -> RingMode:
+def choose_ring(backends: Mapping[str, Backend]) -> RingMode:
     """Return the best that the installed library can do with the K/V ring.
 
-    Args:
-        check_onnx: onnxruntime is needed too.
-
-    Raises:
-        BackendError: TensorRT is wanted, and it or what exports to it is not installed.
+    Without a library the answer means nothing: :func:`check_installed` refuses such a build.
     """
-    for backend in sorted({"tensorrt", "tensorrt-rtx"} & set(backends.values())):
-        needed = {"onnx": "onnx", "onnxscript": "onnxscript"}
-        needed[backend.replace("-", "_")] = backend
-        if check_onnx:
-            needed["onnxruntime"] = "onnxruntime"
-        missing = [package for name, package in needed.items() if find_spec(name) is None]
-        if missing:
-            raise BackendError(
-                f"--backend {backend} needs {', '.join(missing)}: pip install 'sdrt[{backend}]'"
-            )
     if backends["dit"] != "tensorrt":
         return "length"
-    version = importlib.metadata.version("tensorrt")
+    try:
+        version = importlib.metadata.version("tensorrt")
+    except importlib.metadata.PackageNotFoundError:
+        return "length"
     major, minor = (int(part) for part in version.split(".")[:2])
     if (major, minor) < (10, 15):
         return "copy"
     return "mask" if major < 11 else "length"
+
+
+def check_installed(backend: str, check_onnx: bool) -> None:
+    """Refuse a build that lacks the library, or what exports to it.
+
+    Args:
+        check_onnx: onnxruntime is needed too.
+    Raises:
+        BackendError: it names what is missing.
+    """
+    needed = {"onnx": "onnx", "onnxscript": "onnxscript"}
+    needed[LIBRARIES[backend]] = backend
+    if check_onnx:
+        needed["onnxruntime"] = "onnxruntime"
+    missing = [package for name, package in needed.items() if find_spec(name) is None]
+    if missing:
+        raise BackendError(
+            f"--backend {backend} needs {', '.join(missing)}: pip install 'sdrt[{backend}]'"
+        )
 
 
 def choose_targets(
@@ -104,7 +100,7 @@ def choose_targets(
             f"--target {target}: stage {stage} is built by {other}, on the GPU it runs on; "
             "only --backend tensorrt-rtx builds for other cards"
         )
-    if kinds != {"inductor"} and target is None and not has_gpu:
+    if uses_tensorrt(backends) and target is None and not has_gpu:
         advice = "build on the GPU's machine, or use --backend tensorrt-rtx with --target"
         if kinds == {"tensorrt-rtx"}:
             advice = "give --target, such as sm_89,sm_120"
