@@ -76,8 +76,8 @@ def _build(request: Request, partial: Path, progress: Progress) -> Manifest:
     packages |= _build_plans(request, plan, partial, progress, text)
     packages = {name: packages[name] for name in plan.packages}
     manifest = describe(plan, request.preset, request.machine(), packages, weights, text, choices)
-    if request.arguments:
-        manifest = manifest.model_copy(update={"builds": (request.arguments,)})
+    if request.asked is not None:
+        manifest = manifest.model_copy(update={"builds": (request.asked,)})
     write_manifest(partial, manifest)
     clean(partial)
     if request.add:
@@ -122,7 +122,7 @@ def _store(
     source = request.source
     tensors = plan_weights(plan, request.preset, source, request.device, choices=choices)
     weights = WeightsSpec(
-        source=source.description,
+        sources=dict(source.specs),
         synthetic=source.synthetic,
         files=write_weights(partial, tensors),
     )

@@ -180,7 +180,7 @@ def _request(preset: "Preset", options: Options) -> "Request":
         check_onnx=options.check_onnx,
         calibration=Material(options.calibration_clip, options.calibration_steps),
         add=options.add,
-        arguments=options.arguments(),
+        asked=options.asked("tensorrt-rtx" in backends.values()),
     )
 
 

@@ -1,7 +1,6 @@
 """The folders of a build: the target, and the work folder that becomes it."""
 
 import contextlib
-import errno
 import fcntl
 import os
 import shutil
@@ -10,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from safetensors import SafetensorError
-
+from sdrt.export.disk import disk_is_full
 from sdrt.export.request import BuildError, Request, build_key
 from sdrt.export.variants import check_addition
+from sdrt.kernels.errors import SdrtError
 from sdrt.runtime.directory.manifest import MANIFEST_NAME
 
 KEY_NAME = "build.key"
@@ -22,8 +21,6 @@ CHOICES_NAME = "choices.json"
 """Beside it: the implementations that were the fastest."""
 BAKED_FOLDER = "baked"
 """In a work folder: the weights that become part of plans."""
-FULL = os.strerror(errno.ENOSPC)
-"""What every library's message of a full disk contains."""
 FINISHED = (".json", ".pt2", ".plan", ".layers.txt")
 """Endings of a finished package's files in ``stages``."""
 
@@ -78,10 +75,8 @@ def whole_disk(out: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError, BuildError) as error:
-        # safetensors and child processes give the message only.
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if not full and FULL not in str(error):
+    except (OSError, SdrtError) as error:
+        if not disk_is_full(error):
             raise
     else:
         return
@@ -99,7 +94,7 @@ def check_target(request: Request) -> None:
     """Refuse to replace an engine unasked, and anything that is no engine at all."""
     out = request.out
     if request.add:
-        return check_addition(out, request.preset, request.source.description, request.machine())
+        return check_addition(out, request.preset, request.source.specs, request.machine())
     if not out.exists():
         return
     if not (out / MANIFEST_NAME).is_file():

@@ -19,7 +19,7 @@ from sdrt.export.tensorrt.builder import Settings
 from sdrt.export.tensorrt.stages import make_pipeline
 from sdrt.kernels.errors import SdrtError
 from sdrt.kernels.library import library_path
-from sdrt.runtime.directory.manifest import Backend, DeviceSpec
+from sdrt.runtime.directory.manifest import Backend, BuildSpec, DeviceSpec
 
 
 class BuildError(SdrtError):
@@ -53,8 +53,8 @@ class Request:
     add: bool = False
     """Add a variant for another device to an engine directory that is there."""
 
-    arguments: tuple[str, ...] = ()
-    """Of the command line that asked for it, for the command that builds it again."""
+    asked: BuildSpec | None = None
+    """The command line that asked for it, for the command that builds it again."""
 
     def pipeline(self, choices: Mapping[str, str] | None = None) -> Pipeline:
         """Return the pipeline of the preset for these backends."""

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sdrt.engine.preset.preset import Preset
@@ -17,6 +16,7 @@ from sdrt.engine.weights.umt5 import (
     umt5_public_shapes,
     umt5_transformers_config,
 )
+from sdrt.export.disk import save_tensors
 from sdrt.runtime.directory.manifest import FileSpec, TextSpec, describe_file
 
 SHARD_BYTES = 1 << 30
@@ -34,7 +34,7 @@ def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> tuple[
         nonlocal shard, size
         if shard:
             name = f"weights/{len(files):05d}.safetensors"
-            save_file(shard, folder / name)
+            save_tensors(shard, folder / name)
             files.append(describe_file(folder, name))
         shard, size = {}, 0
 
@@ -61,7 +61,7 @@ def write_text_encoder(folder: Path, preset: Preset, source: Source) -> TextSpec
     config = Umt5Config()
     tensors = umt5_from_public(dict(source.load("umt5", umt5_public_shapes(config))))
     converted = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in tensors.items()}
-    save_file(converted, target / "model.safetensors")
+    save_tensors(converted, target / "model.safetensors")
     (target / "config.json").write_text(json.dumps(umt5_transformers_config(config), indent=1))
     for path in sorted(tokenizer.iterdir()):
         if path.is_file():

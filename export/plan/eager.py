@@ -80,7 +80,7 @@ def rehearsal(
         )
         for name, planned in plan.packages.items()
     }
-    weights = WeightsSpec(source="", synthetic=False, files=())
+    weights = WeightsSpec(sources={}, synthetic=False, files=())
     text = text or TextSpec(kind="hashed-words")
     manifest = describe(plan, preset, device, packages, weights, text)
     return Session(manifest, programs, tables, device, directory, capture=False)

@@ -11,6 +11,7 @@ import torch
 
 from sdrt.engine.preset.preset import to_dict
 from sdrt.export.child import Child, ChildCrash
+from sdrt.export.disk import DiskFullError
 from sdrt.export.folder import BAKED_FOLDER, discard_unfinished
 from sdrt.export.plan.builder import Plan
 from sdrt.export.progress import Progress
@@ -52,6 +53,7 @@ class PlanWorker:
             largest: the weights of linears to quantise, with the largest inputs of these.
         Raises:
             PlanError: it failed, or took the process down.
+            DiskFullError: it does not fit on the disk.
         """
         request = {"name": name, "known": known, "largest": dict(largest)}
         return self._ask(name, "exporting", request)
@@ -70,7 +72,8 @@ class PlanWorker:
                 "memory or by a fault of the library; try smaller --ranges or another version"
             ) from None
         if "error" in answer:
-            raise PlanError(f"plan {name}: {answer['error']}")
+            kind = DiskFullError if answer["disk_full"] else PlanError
+            raise kind(f"plan {name}: {answer['error']}")
         return answer
 
     def __enter__(self) -> Self:

@@ -19,11 +19,21 @@ from sdrt.runtime.programs.tensorrt import import_library
 HASH_THREADS = 8
 
 
+class MachineError(ManifestError):
+    """An engine directory was built for another machine."""
+
+    def __init__(self, directory: Path, reason: str) -> None:
+        super().__init__(f"{directory}: {reason}")
+        self.reason = reason
+        """The message without the directory."""
+
+
 def check_machine(directory: Path, manifest: Manifest, device: str | None) -> torch.device:
     """Return the device to run on, or refuse an engine built for another machine.
 
     Raises:
-        ManifestError: device type, GPU, kind of CPU or torch version differ (both are named).
+        MachineError: device type, GPU, kind of CPU or torch version differ (both are named).
+        ManifestError: ``device`` names none.
     """
     built = manifest.device
     try:
@@ -32,50 +42,53 @@ def check_machine(directory: Path, manifest: Manifest, device: str | None) -> to
         raise ManifestError(f"device {device!r}: no such device; use cuda, cuda:N or cpu") from None
     hint = f"rebuild it here: {manifest.rebuild_command(directory)}"
     if target.type != built.type:
-        hint = hint.replace(f"--device {built.type}", f"--device {target.type}")
-        raise ManifestError(
-            f"{directory}: built for {built.type} ({built.name}), not for {target.type}; {hint}"
+        here = manifest.rebuild_command(directory, target.type)
+        raise MachineError(
+            directory,
+            f"built for {built.type} ({built.name}), not for {target.type}; "
+            f"rebuild it here: {here}",
         )
     built_torch = manifest.versions.get("torch")
     backends = {package.backend for package in manifest.packages.values()}
     if "inductor" in backends and built_torch != torch.__version__:
-        raise ManifestError(
-            f"{directory}: built with torch {built_torch}, "
-            f"this is torch {torch.__version__}; {hint}"
+        raise MachineError(
+            directory, f"built with torch {built_torch}, this is torch {torch.__version__}; {hint}"
         )
     if target.type == "cpu":
         # Packages hold the builder's vector instructions; elsewhere those end the process.
         name = cpu_name()
         if name != built.name:
-            raise ManifestError(f"{directory}: built for {built.name}, this is {name}; {hint}")
+            raise MachineError(directory, f"built for {built.name}, this is {name}; {hint}")
     if built.targets:
         _check_target(directory, manifest, target)
     elif target.type == "cuda":
         if not torch.cuda.is_available():
-            raise ManifestError(
-                f"{directory}: built for {built.name}, but no CUDA device is here; {hint}"
+            raise MachineError(
+                directory, f"built for {built.name}, but no CUDA device is here; {hint}"
             )
         name = torch.cuda.get_device_name(target)
         capability = torch.cuda.get_device_capability(target)
         if name != built.name or capability != built.capability:
-            raise ManifestError(
-                f"{directory}: built for {built.name} (capability {built.capability}), "
-                f"this is {name} (capability {capability}); {hint}"
+            raise MachineError(
+                directory,
+                f"built for {built.name} (capability {built.capability}), "
+                f"this is {name} (capability {capability}); {hint}",
             )
     for package in manifest.packages.values():
         if package.engine is not None:
             try:
                 import_library(package.engine)
             except ManifestError as error:
-                raise ManifestError(f"{directory}: {error}") from None
+                raise MachineError(directory, str(error)) from None
     return target
 
 
 def _check_target(directory: Path, manifest: Manifest, device: torch.device) -> None:
     """Refuse a card that the plans of tensorrt_rtx were not built for."""
-    built = f"{directory}: built for {manifest.device.name} (plans of tensorrt_rtx)"
+    built = f"built for {manifest.device.name} (plans of tensorrt_rtx)"
     if not torch.cuda.is_available():
-        raise ManifestError(f"{built}, but no CUDA device is here; run it on such a card")
+        reason = f"{built}, but no CUDA device is here; run it on such a card"
+        raise MachineError(directory, reason)
     name = torch.cuda.get_device_name(device)
     major, minor = torch.cuda.get_device_capability(device)
     architecture = f"sm_{major}{minor}"
@@ -85,7 +98,7 @@ def _check_target(directory: Path, manifest: Manifest, device: torch.device) -> 
         advice = f"add it with {manifest.add_command(directory, architecture)}"
     else:
         advice = f"such plans cannot run on {architecture}: use --backend inductor or tensorrt"
-    raise ManifestError(f"{built}, this is {name} ({architecture}); {advice}")
+    raise MachineError(directory, f"{built}, this is {name} ({architecture}); {advice}")
 
 
 def cpu_name() -> str:

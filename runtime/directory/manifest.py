@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from sdrt.kernels.errors import SdrtError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST_NAME = "manifest.json"
 
 RTX_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
@@ -141,8 +141,10 @@ class DeviceSpec(_Model):
 class WeightsSpec(_Model):
     """Where the weights came from."""
 
-    source: str
+    sources: dict[str, str]
+    """Component (``dit``, ``vae``, …) -> what its weights came from."""
     synthetic: bool
+    """Whether any of them are noise."""
     files: tuple[FileSpec, ...]
 
 
@@ -151,6 +153,26 @@ class TextSpec(_Model):
 
     kind: Literal["umt5", "hashed-words"]
     files: tuple[FileSpec, ...] = ()
+
+
+class BuildSpec(_Model):
+    """One ``build-engines`` that made an engine directory or added to it, as it was asked for."""
+
+    arguments: tuple[str, ...]
+    """All but those that follow, and those that say where to build and whether to replace."""
+    device: str | None = None
+    """``--device``, where it was given."""
+    target: str | None = None
+    """``--target``, where it was given."""
+    rtx: bool = False
+    """Whether it makes plans of tensorrt_rtx, which can be had for more cards."""
+
+    def command(self, directory: Path, *flags: str) -> str:
+        """Return the command that builds the same in ``directory``."""
+        device = ("--device", self.device) if self.device else ()
+        target = ("--target", self.target) if self.target else ()
+        out = ("--out", str(directory), *flags)
+        return shlex.join(["build-engines", *self.arguments, *device, *target, *out])
 
 
 class Choice(_Model):
@@ -196,14 +218,15 @@ class Manifest(_Model):
     """Op and shape, such as ``attention.ring.steady`` -> the implementation that it got."""
     others: tuple[Variant, ...] = ()
     """The same for other devices (a mixed directory)."""
-    builds: tuple[tuple[str, ...], ...] = ()
-    """Arguments of the ``build-engines`` that made the directory and of those that added to it."""
+    builds: tuple[BuildSpec, ...] = ()
+    """The ``build-engines`` that made the directory, and those that added to it."""
 
     @property
-    def build_arguments(self) -> tuple[tuple[str, ...], ...]:
+    def known_builds(self) -> tuple[BuildSpec, ...]:
         """``builds``; of a directory that another program made, what its preset is called."""
         weights = ("--weights", "synthetic") if self.weights.synthetic else ()
-        return self.builds or (("--preset", self.preset.get("name", "NAME"), *weights),)
+        arguments = ("--preset", self.preset.get("name", "NAME"), *weights)
+        return self.builds or (BuildSpec(arguments=arguments),)
 
     def variants(self) -> "tuple[Manifest, ...]":
         """Return one manifest a device that the directory was built for."""
@@ -224,22 +247,26 @@ class Manifest(_Model):
                         raise ValueError(f"stage {stage.name} names no buffer: {argument}")
         return self
 
-    def rebuild_command(self, directory: Path) -> str:
-        """Return the command that makes ``directory`` again, with all that was added to it."""
-        way, commands = "--force", []
-        for arguments in self.build_arguments:
-            commands.append(shlex.join(["build-engines", *arguments, "--out", str(directory), way]))
-            way = "--add"
+    def rebuild_command(self, directory: Path, device: str | None = None) -> str:
+        """Return the command that makes ``directory`` again, with all that was added to it.
+
+        Args:
+            device: build for this one instead, whatever was asked for.
+        """
+        change = {} if device is None else {"device": device}
+        first, *more = (build.model_copy(update=change) for build in self.known_builds)
+        commands = [first.command(directory, "--force")]
+        commands += [build.command(directory, "--add") for build in more]
         return " && ".join(commands)
 
     def add_command(self, directory: Path, target: str) -> str:
         """Return the command that adds plans of tensorrt_rtx for another card."""
-        plain = [(*self.build_arguments[0], "--backend", "tensorrt-rtx")]
-        plans = [build for build in self.build_arguments if "tensorrt-rtx" in build]
-        *_, arguments = map(list, plans or plain)
-        start = arguments.index("--target") if "--target" in arguments else len(arguments)
-        arguments[start : start + 2] = ["--target", target]
-        return shlex.join(["build-engines", *arguments, "--add", "--out", str(directory)])
+        builds = self.known_builds
+        plans = [build for build in builds if build.rtx]
+        if not plans:
+            arguments = (*builds[0].arguments, "--backend", "tensorrt-rtx")
+            plans = [BuildSpec(arguments=arguments, rtx=True)]
+        return plans[-1].model_copy(update={"target": target}).command(directory, "--add")
 
 
 def split_rows(argument: str) -> tuple[str, int | None, int | None]:
