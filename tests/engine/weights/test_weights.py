@@ -188,7 +188,10 @@ class Malicious:
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda path: torch.save({"a": Malicious()}, path), "refused, it holds more than tensors"),
+        (
+            lambda path: torch.save({"a": Malicious()}, path),
+            r"refused, it holds more than tensors: posix\.system",
+        ),
         (lambda path: torch.save({"a": "text"}, path), "a is a str, expected a tensor"),
         (lambda path: torch.save(torch.ones(1), path), "holds a Tensor, expected tensors by name"),
         (lambda path: path.write_text("version https://git-lfs"), "damaged or incomplete"),
