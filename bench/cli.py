@@ -28,7 +28,7 @@ def list_scenarios() -> None:
     from sdrt.bench.scenarios import SCENARIOS, describe
     from sdrt.engine.preset.preset import to_dict
 
-    columns = ("mode", "precision", "gates", "encoder", "decoder", "steps", "window_frames", "size")
+    columns = ("mode", "precision", "encoder", "decoder", "steps", "window_frames", "size")
     view = Table("scenario", *(column.replace("_", " ") for column in columns))
     for scenario in SCENARIOS.values():
         description = describe(to_dict(scenario.resolve()))

@@ -265,7 +265,8 @@ class Run:
     def _reference(self) -> None:
         """Measure the model as the references run it, then with its modules compiled."""
         preset = from_dict(self.manifest.preset)
-        source = _source(self.manifest, preset)
+        # Where the engine's weights came from: the baselines load the public ones again.
+        source = Source(preset, self.manifest.weights.sources)
         with torch.inference_mode():
             reference = ReferenceStream(preset, source, self.device, self.prompt_embeds)
         self._stream("eager", reference, self.effort.baseline, 0)
@@ -286,9 +287,3 @@ def _resident(samples: list[dict[str, float]]) -> dict[str, float]:
     """Return a CPU run's memory: that of the whole process, libraries included."""
     found = [sample["memory_gib"] for sample in samples if "memory_gib" in sample]
     return {"peak_gib": max(found), "steady_gib": found[-1]} if found else {}
-
-
-def _source(manifest: Manifest, preset: Any) -> Source:
-    """Return where the engine's weights came from: the baselines load the public ones again."""
-    pairs = (part.partition(": ") for part in manifest.weights.source.split(", "))
-    return Source(preset, {component: spec for component, _, spec in pairs})

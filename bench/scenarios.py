@@ -86,7 +86,6 @@ def describe(preset: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "mode": "text to video" if preset["encoder"] == "none" else "video to video",
         "precision": preset["precision"],
-        "gates": "none",
         "encoder": preset["encoder"],
         "decoder": preset["decoder"],
         "steps": len(preset["schedule"]["steps"]),

@@ -74,8 +74,8 @@ def _build(request: Request, work: WorkFolder, progress: Progress) -> Manifest:
     packages = _build_packages(Job(request, recipe, plan, work, progress, stored))
     weights, text = stored.result()
     manifest = describe(plan, recipe, request.machine(), packages, weights, text, choices)
-    if request.arguments:
-        manifest = manifest.model_copy(update={"builds": (request.arguments,)})
+    if request.asked is not None:
+        manifest = manifest.model_copy(update={"builds": (request.asked,)})
     write_manifest(work.path, manifest)
     clean(work)
     if request.add:
@@ -128,7 +128,7 @@ def _store(
     source = request.source
     tensors = plan_weights(plan, recipe.preset, source, request.device, choices=recipe.how)
     weights = WeightsSpec(
-        source=source.description,
+        sources=dict(source.specs),
         synthetic=source.synthetic,
         files=write_weights(partial, tensors),
     )

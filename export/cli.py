@@ -174,7 +174,7 @@ def _request(preset: "Preset", options: Options) -> "Request":
         check_onnx=options.check_onnx,
         calibration=Material(options.calibration_clip, options.calibration_steps),
         add=options.add,
-        arguments=options.arguments(),
+        asked=options.asked(any(backend.portable for backend in backends_of(recipe))),
     )
     for backend in backends_of(recipe):
         backend.check(request)

@@ -1,7 +1,6 @@
 """The folders of a build: the target, and the work folder that becomes it."""
 
 import contextlib
-import errno
 import fcntl
 import os
 import shutil
@@ -10,19 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from safetensors import SafetensorError
-
+from sdrt.export.disk import disk_is_full
 from sdrt.export.request import BuildError, Request, build_key
 from sdrt.export.variants import check_addition
 from sdrt.export.work import BAKED_FOLDER, WorkFolder
+from sdrt.kernels.errors import SdrtError
 from sdrt.runtime.directory.manifest import MANIFEST_NAME
 
 KEY_NAME = "build.key"
 """In a work folder: what the packages in it were built from."""
 CHOICES_NAME = "choices.json"
 """Beside it: the implementations that were the fastest."""
-FULL = os.strerror(errno.ENOSPC)
-"""What every library's message of a full disk contains."""
 
 
 @contextlib.contextmanager
@@ -75,10 +72,8 @@ def whole_disk(out: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError, BuildError) as error:
-        # safetensors and child processes give the message only.
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if not full and FULL not in str(error):
+    except (OSError, SdrtError) as error:
+        if not disk_is_full(error):
             raise
     else:
         return
@@ -96,9 +91,7 @@ def check_target(request: Request) -> None:
     """Refuse to replace an engine unasked, and anything that is no engine at all."""
     out = request.out
     if request.add:
-        return check_addition(
-            out, request.recipe.preset, request.source.description, request.machine()
-        )
+        return check_addition(out, request.recipe.preset, request.source.specs, request.machine())
     if not out.exists():
         return
     if not (out / MANIFEST_NAME).is_file():

@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # pydantic is slow to import, and help does without
+    from sdrt.runtime.directory.manifest import BuildSpec
 
 DEFAULT_BACKEND = "inductor"
 SOURCE_WORDS = ("default", "bundled", "synthetic")
@@ -36,8 +40,19 @@ class Options:
     calibration_steps: int
     check_onnx: bool
 
-    def arguments(self) -> tuple[str, ...]:
-        """Return the arguments that build the same; ``--out``, ``--force``, ``--add`` aside.
+    def asked(self, rtx: bool = False) -> "BuildSpec":
+        """Return what builds the same.
+
+        Args:
+            rtx: whether that makes plans of tensorrt_rtx.
+        """
+        from sdrt.runtime.directory.manifest import BuildSpec
+
+        arguments = self._arguments()
+        return BuildSpec(arguments=arguments, device=self.device, target=self.target, rtx=rtx)
+
+    def _arguments(self) -> tuple[str, ...]:
+        """Return the arguments that build the same; those of where and for which device aside.
 
         Paths are absolute, so that they hold in any folder; defaults are left out.
         """
@@ -48,7 +63,6 @@ class Options:
             *(("--component", f"{part}={_absolute(place)}") for part, _, place in components),
             *(("--set", change) for change in self.override or []),
             ("--ranges", self.ranges),
-            ("--device", self.device),
             ("--backend", self.backend if self.backend != DEFAULT_BACKEND else None),
             *(("--stage-backend", pair) for pair in self.stage_backend or []),
             ("--optimization-level", self.optimization_level),
@@ -58,7 +72,6 @@ class Options:
             ("--fp8", self.fp8),
             ("--calibration-clip", self.calibration_clip and self.calibration_clip.absolute()),
             ("--calibration-steps", self.calibration_steps if self.fp8 else None),
-            ("--target", self.target),
         ]
         flags = [("--keep-onnx", self.keep_onnx), ("--check-onnx", self.check_onnx)]
         given = [text for name, value in options if value is not None for text in (name, value)]

@@ -16,7 +16,7 @@ from sdrt.export.quantise.material import Material
 from sdrt.export.recipe import Ranges, Recipe
 from sdrt.kernels.errors import SdrtError
 from sdrt.kernels.library import library_path
-from sdrt.runtime.directory.manifest import DeviceSpec
+from sdrt.runtime.directory.manifest import BuildSpec, DeviceSpec
 
 
 class BuildError(SdrtError):
@@ -45,8 +45,8 @@ class Request:
     add: bool = False
     """Add a variant for another device to an engine directory that is there."""
 
-    arguments: tuple[str, ...] = ()
-    """Of the command line that asked for it, for the command that builds it again."""
+    asked: BuildSpec | None = None
+    """The command line that asked for it, for the command that builds it again."""
 
     def machine(self) -> DeviceSpec:
         """Return the device that is built for."""

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sdrt.engine.preset.preset import Preset
@@ -18,6 +17,7 @@ from sdrt.engine.weights.umt5 import (
     umt5_public_shapes,
     umt5_transformers_config,
 )
+from sdrt.export.disk import save_tensors
 from sdrt.runtime.directory.manifest import FileSpec, TextSpec, describe_file
 
 SHARD_BYTES = 1 << 30
@@ -83,7 +83,7 @@ def _write_shards(
         nonlocal shard, size
         if shard:
             name = f"{prefix}{len(files):05d}.safetensors"
-            save_file(shard, folder / name)
+            save_tensors(shard, folder / name)
             files.append(describe_file(folder, name))
         shard, size = {}, 0
 

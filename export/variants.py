@@ -1,6 +1,7 @@
 """Mixed engine directories: the same preset and weights, built for several devices."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from sdrt.engine.preset.preset import Preset, to_dict
@@ -21,7 +22,9 @@ class MixedError(SdrtError):
     """A variant does not fit the engine directory; the message says why."""
 
 
-def check_addition(out: Path, preset: Preset, weights: str, device: DeviceSpec) -> None:
+def check_addition(
+    out: Path, preset: Preset, sources: Mapping[str, str], device: DeviceSpec
+) -> None:
     """Refuse to add to what is no engine directory, or is of another preset or other weights.
 
     Raises:
@@ -36,8 +39,10 @@ def check_addition(out: Path, preset: Preset, weights: str, device: DeviceSpec) 
             f"--add: {out} holds preset {manifest.preset['name']} with other settings than "
             f"{preset.name} has here; build a directory of its own with --out"
         )
-    if manifest.weights.source != weights:
-        raise MixedError(f"--add: {out} holds weights {manifest.weights.source}, not {weights}")
+    for component, source in sources.items():
+        held = manifest.weights.sources.get(component)
+        if held != source:
+            raise MixedError(f"--add: {out} holds weights {component} = {held}, not {source}")
     for variant in manifest.variants():
         if variant.device == device:
             raise MixedError(f"--add: {out} is built for {device.name} already")
@@ -65,7 +70,7 @@ def add_variant(partial: Path, manifest: Manifest, out: Path) -> Manifest:
     weights = manifest.weights.model_copy(update={"files": files})
     variant = Variant(**shared | {"packages": packages, "weights": weights})
     whole = read_manifest(out)
-    builds = (*whole.build_arguments, *manifest.build_arguments)
+    builds = (*whole.known_builds, *manifest.known_builds)
     whole = whole.model_copy(update={"others": (*whole.others, variant), "builds": builds})
     scratch = out / "new"
     scratch.mkdir()

@@ -159,7 +159,7 @@ def _open_session(request: Request, console: "Console") -> "Session":
     if request.engine is None:
         from sdrt.runtime import demo
 
-        return demo.open_session(request.device, console.print)
+        return demo.open_session(request.device, console.print, request.overlap)
     from sdrt.runtime.session import Session
 
     return Session.open(request.engine, request.device, request.overlap)

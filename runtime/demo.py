@@ -36,9 +36,11 @@ class DemoError(SdrtError):
     """The demo's engine cannot be built."""
 
 
-def open_session(device: str | None, say: Callable[[str], None]) -> "Session":
+def open_session(device: str | None, say: Callable[[str], None], overlap: bool = True) -> "Session":
     """Open the cached tiny engine; build it first where there is none or it is refused.
 
+    Args:
+        overlap: as ``Session.open`` takes it.
     Raises:
         DemoError: the build failed.
         ManifestError, SessionError: the engine is refused although it was just built.
@@ -54,11 +56,11 @@ def open_session(device: str | None, say: Callable[[str], None]) -> "Session":
         say(f"building the {PRESET} engine, once, into {directory}")
         build_engine(directory, device)
     try:
-        return Session.open(directory, device)
+        return Session.open(directory, device, overlap)
     except ManifestError as error:
         say(f"the cached engine is refused ({error}); building it again, once")
     build_engine(directory, device, again=True)
-    return Session.open(directory, device)
+    return Session.open(directory, device, overlap)
 
 
 def cache_root() -> Path:

@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from sdrt.engine.coder import CODERS, Coder, CoderName
+from sdrt.engine.preset.files import PRESETS, ConfigError, Settings, preset_names, read_settings
 from sdrt.engine.preset.sections import (
     DitConfig,
     LatentConfig,
@@ -24,7 +25,6 @@ from sdrt.engine.preset.sections import (
     WanVaeConfig,
     WeightsConfig,
 )
-from sdrt.kernels.errors import SdrtError
 
 __all__ = [
     "PRESETS",
@@ -43,13 +43,6 @@ __all__ = [
     "preset_names",
     "to_dict",
 ]
-
-PRESETS = Path(__file__).parents[2] / "configs"
-"""The folder of the presets that ship with the package."""
-
-
-class ConfigError(SdrtError):
-    """A preset that cannot be used; one line a problem."""
 
 
 class Preset(Section):
@@ -220,11 +213,6 @@ class Preset(Section):
             yield "stream.sink_refresh_threshold", value, rule
 
 
-def preset_names() -> list[str]:
-    """Return the names of the presets that ship with the package, sorted."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
-
-
 def load(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Preset:
     """Read a preset and check it.
 
@@ -234,21 +222,14 @@ def load(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Preset:
     Raises:
         ConfigError: no such preset, not YAML, or broken rules (one line each).
     """
-    path = _find(str(name_or_path))
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"preset {path.stem}: cannot read {path}: {reason}") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"preset {path.stem}: {path} must hold a YAML mapping of settings")
+    settings = read_settings(str(name_or_path))
     for override in overrides:
-        _override(data, override, path.stem)
-    return from_dict(data, path.stem)
+        _override(settings, override)
+    return _validate(settings)
 
 
 def from_dict(data: Mapping[str, Any], name: str | None = None) -> Preset:
-    """Check plain values, as ``to_dict`` or YAML gives them.
+    """Check plain values, as ``to_dict`` gives them.
 
     Args:
         data: the settings, sections nested.
@@ -256,11 +237,18 @@ def from_dict(data: Mapping[str, Any], name: str | None = None) -> Preset:
     Raises:
         ConfigError: broken rules, one line each.
     """
+    return _validate(Settings(name or data.get("name", "?"), dict(data)))
+
+
+def _validate(settings: Settings) -> Preset:
     try:
-        return Preset.model_validate(data)
+        return Preset.model_validate(settings.values)
     except ValidationError as error:
-        title = f"preset {name or data.get('name', '?')}"
-        lines = [f"{title}: {key}: {rule}" for key, rule in _describe(error)]
+        lines = []
+        for key, shown, rule in _describe(error):
+            holder = settings.holder(key)
+            place = f" (it comes from {holder})" if holder else ""
+            lines.append(f"preset {settings.name}: {shown}: {rule}{place}")
         raise ConfigError(*lines) from error
 
 
@@ -274,22 +262,9 @@ def dump(preset: Preset) -> str:
     return yaml.safe_dump(to_dict(preset), sort_keys=False, default_flow_style=None)
 
 
-def _find(name_or_path: str) -> Path:
-    path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        if not path.is_file():
-            raise ConfigError(f"preset file {path}: no such file")
-        return path
-    if name_or_path not in preset_names():
-        known = ", ".join(preset_names())
-        raise ConfigError(
-            f"preset {name_or_path}: unknown; use one of {known}, or the path of a .yaml file"
-        )
-    return PRESETS / f"{name_or_path}.yaml"
-
-
-def _override(data: dict[str, Any], override: str, name: str) -> None:
+def _override(settings: Settings, override: str) -> None:
     """Apply one ``key=value`` to the settings read from YAML."""
+    data, name = settings.values, settings.name
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -309,6 +284,7 @@ def _override(data: dict[str, Any], override: str, name: str) -> None:
         if not isinstance(data, dict):
             raise ConfigError(f"preset {name}: {part} = {_show(data)}: must be a mapping")
     data[parts[-1]] = value
+    settings.holders.pop(".".join(parts), None)
 
 
 def _section(annotation: Any) -> type[Section] | None:
@@ -333,27 +309,29 @@ def _unknown(parts: list[str]) -> str:
     return "unknown key" + (f"; did you mean {' or '.join(close)}?" if close else "")
 
 
-def _describe(error: ValidationError) -> Iterator[tuple[str, str]]:
-    """Yield ``key = value`` and the rule for each problem that pydantic found."""
+def _describe(error: ValidationError) -> Iterator[tuple[str, str, str]]:
+    """Yield key, ``key = value`` and the rule for each problem that pydantic found."""
     for item in error.errors():
         location = [str(part) for part in item["loc"]]
         context = item.get("ctx", {})
         if isinstance(cause := context.get("error"), RuleError):
-            for key, value, rule in cause.problems:
-                yield f"{'.'.join([*location, key])} = {_show(value)}", rule
+            for part, value, rule in cause.problems:
+                key = ".".join([*location, part])
+                yield key, f"{key} = {_show(value)}", rule
             continue
-        key = f"{'.'.join(location)} = {_show(item['input'])}"
+        key = ".".join(location)
+        shown = f"{key} = {_show(item['input'])}"
         match item["type"]:
             case "missing":
-                yield ".".join(location), "is missing"
+                yield key, key, "is missing"
             case "extra_forbidden":
-                yield key, _unknown(location)
+                yield key, shown, _unknown(location)
             case "multiple_of":
-                yield key, f"must be divisible by {context['multiple_of']}"
+                yield key, shown, f"must be divisible by {context['multiple_of']}"
             case "model_type":
-                yield key, "must be a mapping of settings"
+                yield key, shown, "must be a mapping of settings"
             case _:
-                yield key, re.sub(r"^\w+ should", "must", item["msg"])
+                yield key, shown, re.sub(r"^\w+ should", "must", item["msg"])
 
 
 def _show(value: Any) -> str:

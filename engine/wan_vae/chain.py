@@ -25,6 +25,7 @@ from sdrt.engine.wan_vae.fused import (
     empty_frames,
 )
 from sdrt.engine.wan_vae.layers import Layer, decoder_chain, encoder_chain
+from sdrt.kernels.causal_conv import CHANNELS_IN
 
 Size = tuple[int, int]
 
@@ -132,7 +133,7 @@ def fusable(layer: Layer, upsamples: bool) -> bool:
     """Return whether a layer has a fused form."""
     if layer.kind != "residual" and not upsamples:
         return False
-    return layer.channels_out in CHANNELS_OUT and layer.channels_in % 16 == 0
+    return layer.channels_out in CHANNELS_OUT and layer.channels_in % CHANNELS_IN == 0
 
 
 def _is_fused(name: str, layer: Layer, forms: Forms) -> bool:

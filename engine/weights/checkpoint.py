@@ -131,9 +131,10 @@ def _read_pickle(path: Path) -> Iterator[Entry]:
     try:
         content = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
     except pickle.UnpicklingError as error:
-        lines = [line for line in str(error).splitlines() if line]
-        reason = next((line for line in lines if "GLOBAL" in line), lines[0])
-        raise WeightsError(f"{path}: refused, it holds more than tensors: {reason}") from error
+        names = ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+        raise WeightsError(
+            f"{path}: refused, it holds more than tensors: {names or 'what torch does not read'}"
+        ) from error
     if isinstance(content, dict):
         content = next((content[key] for key in GENERATORS if key in content), content)
     if not isinstance(content, dict):

@@ -69,11 +69,6 @@ class Source:
         """Whether any weights are noise."""
         return SYNTHETIC in self.specs.values()
 
-    @property
-    def description(self) -> str:
-        """One line for the manifest: the components and what they come from."""
-        return ", ".join(f"{component}: {spec}" for component, spec in self.specs.items())
-
     def load(
         self,
         component: str,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sdrt.export.disk import DiskFullError, disk_is_full
 from sdrt.export.errors import PackageError
 from sdrt.export.plan.examples import example_arguments
 from sdrt.export.plan.plan import PlannedPackage
@@ -33,6 +34,7 @@ def compile_package(planned: PlannedPackage, path: Path, device: torch.device) -
 
     Raises:
         CompileError: tracing or compiling failed.
+        DiskFullError: what the compiler writes does not fit.
     """
     from torch._inductor import aoti_compile_and_package
 
@@ -45,9 +47,22 @@ def compile_package(planned: PlannedPackage, path: Path, device: torch.device) -
             )
     except Exception as error:  # the compiler's errors have no common base
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if "C++" in reason or "Cxx" in reason:
+        if disk_is_full(error):
+            raise DiskFullError(reason) from error
+        if _is_compilers(error):
             reason += "; set CXX to a working C++ compiler, such as CXX=/usr/bin/g++"
         raise CompileError(reason) from error
+
+
+def _is_compilers(error: BaseException | None) -> bool:
+    """Return whether an error is the C++ compiler's, or was caused by one of these."""
+    from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
+
+    while error is not None:
+        if isinstance(error, (CppCompileError, InvalidCxxCompiler)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @contextlib.contextmanager

@@ -82,7 +82,7 @@ def rehearsal(
         )
         for name, planned in plan.packages.items()
     }
-    weights = WeightsSpec(source="", synthetic=False, files=())
+    weights = WeightsSpec(sources={}, synthetic=False, files=())
     text = text or TextSpec(kind="hashed-words")
     manifest = describe(plan, recipe, device, packages, weights, text)
     return Engine(manifest, programs, tables, device, directory).session(capture=False)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 
 from sdrt.export.child import Child, ChildCrash
+from sdrt.export.disk import DiskFullError
 from sdrt.export.plan.plan import Plan
 from sdrt.export.progress import Progress
 from sdrt.export.quantise.fp8 import check_fp8, is_quantised
@@ -56,6 +57,7 @@ class PlanWorker:
             largest: the weights of linears to quantise, with the largest inputs of these.
         Raises:
             PlanError: it failed, or took the process down.
+            DiskFullError: it does not fit on the disk.
         """
         request = {"name": name, "known": known, "largest": dict(largest)}
         return self._ask(name, "exporting", request)
@@ -74,7 +76,8 @@ class PlanWorker:
                 "memory or by a fault of the library; try smaller --ranges or another version"
             ) from None
         if "error" in answer:
-            raise PlanError(f"plan {name}: {answer['error']}")
+            kind = DiskFullError if answer["disk_full"] else PlanError
+            raise kind(f"plan {name}: {answer['error']}")
         return answer
 
     def __enter__(self) -> Self:

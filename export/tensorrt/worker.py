@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sdrt.export.child import Requests
+from sdrt.export.disk import disk_is_full
 from sdrt.export.plan.plan import PlannedPackage
 from sdrt.export.recipe import Recipe
 from sdrt.export.tensorrt.builder import (
@@ -183,7 +184,7 @@ def serve(requests: Requests) -> None:
     The first request says what to build from; then each is ``{"check": name}`` or
     ``{"name", "known", "largest"}``, where ``known`` is the hash of the weights and scales of a
     plan that is there already. The answers are ``{"progress"}``, any number of them, then what
-    :class:`Worker` returns, or ``{"error"}``.
+    :class:`Worker` returns, or ``{"error", "disk_full"}``.
     """
     pending = iter(requests)
     worker = Worker(next(pending), requests)
@@ -196,9 +197,10 @@ def serve(requests: Requests) -> None:
         except Cancelled:
             return
         except (ExportError, PlanError, CheckError) as error:
-            answer = {"error": str(error)}
+            answer = {"error": str(error), "disk_full": disk_is_full(error)}
         except OSError as error:
-            answer = {"error": f"cannot be written ({error.strerror or error})"}
+            reason = f"cannot be written ({error.strerror or error})"
+            answer = {"error": reason, "disk_full": disk_is_full(error)}
         requests.answer(answer)
 
 

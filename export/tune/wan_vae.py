@@ -23,7 +23,7 @@ from sdrt.engine.wan_vae.fused import (
 from sdrt.engine.wan_vae.layers import Layer, decoder_chain, encoder_chain
 from sdrt.engine.wan_vae.model import PLACE
 from sdrt.export.tune.tunable import PLAIN, Candidates, Tunable
-from sdrt.kernels.causal_conv import to_c8
+from sdrt.kernels.causal_conv import CHANNELS_IN, to_c8
 from sdrt.kernels.dispatch import use_hopper
 from sdrt.kernels.wide_attention import ANYWHERE, PRODUCTS
 
@@ -139,7 +139,7 @@ class _Layers:
         found: dict[str, Callable[[], object]] = {
             PLAIN: partial(plain, x, zero_histories(plain, self.device))
         }
-        if use_hopper(x) and len(plain.weight) == SPLIT_CHANNELS and channels % 16 == 0:
+        if use_hopper(x) and len(plain.weight) == SPLIT_CHANNELS and channels % CHANNELS_IN == 0:
             fused = self._ready(FusedSplitConv(*arguments))
             found[FUSED] = partial(fused, to_c8(x), zero_histories(fused, self.device))
         return found

@@ -9,6 +9,7 @@ import torch
 
 from sdrt.runtime.directory.manifest import (
     FileSpec,
+    MachineError,
     Manifest,
     ManifestError,
     file_sha256,
@@ -22,7 +23,8 @@ def check_machine(directory: Path, manifest: Manifest, device: str | None) -> to
     """Return the device to run on, or refuse an engine built for another machine.
 
     Raises:
-        ManifestError: device type, GPU, kind of CPU or torch version differ (both are named).
+        MachineError: device type, GPU, kind of CPU or torch version differ (both are named).
+        ManifestError: ``device`` names none.
     """
     built = manifest.device
     try:
@@ -31,26 +33,29 @@ def check_machine(directory: Path, manifest: Manifest, device: str | None) -> to
         raise ManifestError(f"device {device!r}: no such device; use cuda, cuda:N or cpu") from None
     hint = f"rebuild it here: {manifest.rebuild_command(directory)}"
     if target.type != built.type:
-        hint = hint.replace(f"--device {built.type}", f"--device {target.type}")
-        raise ManifestError(
-            f"{directory}: built for {built.type} ({built.name}), not for {target.type}; {hint}"
+        here = manifest.rebuild_command(directory, target.type)
+        raise MachineError(
+            directory,
+            f"built for {built.type} ({built.name}), not for {target.type}; "
+            f"rebuild it here: {here}",
         )
     if target.type == "cpu":
         # Packages hold the builder's vector instructions; elsewhere those end the process.
         name = cpu_name()
         if name != built.name:
-            raise ManifestError(f"{directory}: built for {built.name}, this is {name}; {hint}")
+            raise MachineError(directory, f"built for {built.name}, this is {name}; {hint}")
     if target.type == "cuda" and not built.targets:
         if not torch.cuda.is_available():
-            raise ManifestError(
-                f"{directory}: built for {built.name}, but no CUDA device is here; {hint}"
+            raise MachineError(
+                directory, f"built for {built.name}, but no CUDA device is here; {hint}"
             )
         name = torch.cuda.get_device_name(target)
         capability = torch.cuda.get_device_capability(target)
         if name != built.name or capability != built.capability:
-            raise ManifestError(
-                f"{directory}: built for {built.name} (capability {built.capability}), "
-                f"this is {name} (capability {capability}); {hint}"
+            raise MachineError(
+                directory,
+                f"built for {built.name} (capability {built.capability}), "
+                f"this is {name} (capability {capability}); {hint}",
             )
     check_programs(directory, manifest, target)
     return target

@@ -39,6 +39,15 @@ class ManifestError(SdrtError):
     """An engine directory cannot be used here; the message says why and what to do."""
 
 
+class MachineError(ManifestError):
+    """An engine directory was built for another machine."""
+
+    def __init__(self, directory: Path, reason: str) -> None:
+        super().__init__(f"{directory}: {reason}")
+        self.reason = reason
+        """The message without the directory."""
+
+
 class Fp8Spec(Model):
     """Linears of a DiT range that run in FP8, and what that costs."""
 
@@ -115,8 +124,10 @@ class DeviceSpec(Model):
 class WeightsSpec(Model):
     """Where the weights came from."""
 
-    source: str
+    sources: dict[str, str]
+    """Component (``dit``, ``vae``, …) -> what its weights came from."""
     synthetic: bool
+    """Whether any of them are noise."""
     files: tuple[FileSpec, ...]
 
 
@@ -127,6 +138,26 @@ class TextSpec(Model):
     files: tuple[FileSpec, ...] = ()
     tokenizer: Literal["files", "hashed"] = "files"
     """UMT5's: its own, among the files, or hashed words, for weights of noise."""
+
+
+class BuildSpec(Model):
+    """One ``build-engines`` that made an engine directory or added to it, as it was asked for."""
+
+    arguments: tuple[str, ...]
+    """All but those that follow, and those that say where to build and whether to replace."""
+    device: str | None = None
+    """``--device``, where it was given."""
+    target: str | None = None
+    """``--target``, where it was given."""
+    rtx: bool = False
+    """Whether it makes plans of tensorrt_rtx, which can be had for more cards."""
+
+    def command(self, directory: Path, *flags: str) -> str:
+        """Return the command that builds the same in ``directory``."""
+        device = ("--device", self.device) if self.device else ()
+        target = ("--target", self.target) if self.target else ()
+        out = ("--out", str(directory), *flags)
+        return shlex.join(["build-engines", *self.arguments, *device, *target, *out])
 
 
 class Choice(Model):
@@ -171,8 +202,8 @@ class Manifest(Variant):
     text: TextSpec
     others: tuple[Variant, ...] = ()
     """What it holds for other devices (a mixed directory)."""
-    builds: tuple[tuple[str, ...], ...] = ()
-    """Arguments of the ``build-engines`` that made the directory and of those that added to it."""
+    builds: tuple[BuildSpec, ...] = ()
+    """The ``build-engines`` that made the directory, and those that added to it."""
 
     @property
     def name(self) -> str:
@@ -184,10 +215,10 @@ class Manifest(Variant):
         return next(stage for stage in self.stages if stage.name == name)
 
     @property
-    def build_arguments(self) -> tuple[tuple[str, ...], ...]:
+    def known_builds(self) -> tuple[BuildSpec, ...]:
         """``builds``; of a directory that another program made, what its preset is called."""
         weights = ("--weights", "synthetic") if self.weights.synthetic else ()
-        return self.builds or (("--preset", self.name, *weights),)
+        return self.builds or (BuildSpec(arguments=("--preset", self.name, *weights)),)
 
     def variants(self) -> "tuple[Manifest, ...]":
         """Return one manifest a device that the directory was built for."""
@@ -225,12 +256,16 @@ class Manifest(Variant):
             if ref.kind == "buffer" and ref.name not in self.buffers:
                 raise ValueError(f"{place} names no buffer: {ref}")
 
-    def rebuild_command(self, directory: Path) -> str:
-        """Return the command that makes ``directory`` again, with all that was added to it."""
-        way, commands = "--force", []
-        for arguments in self.build_arguments:
-            commands.append(shlex.join(["build-engines", *arguments, "--out", str(directory), way]))
-            way = "--add"
+    def rebuild_command(self, directory: Path, device: str | None = None) -> str:
+        """Return the command that makes ``directory`` again, with all that was added to it.
+
+        Args:
+            device: build for this one instead, whatever was asked for.
+        """
+        change = {} if device is None else {"device": device}
+        first, *more = (build.model_copy(update=change) for build in self.known_builds)
+        commands = [first.command(directory, "--force")]
+        commands += [build.command(directory, "--add") for build in more]
         return " && ".join(commands)
 
 

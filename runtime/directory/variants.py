@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from sdrt.runtime.directory.checks import check_machine
-from sdrt.runtime.directory.manifest import Manifest, ManifestError
+from sdrt.runtime.directory.checks import MachineError, check_machine
+from sdrt.runtime.directory.manifest import Manifest
 
 
 def choose_variant(
@@ -16,20 +16,18 @@ def choose_variant(
     Args:
         device: ``cuda``, ``cuda:N`` or ``cpu``; the first that fits unless given.
     Raises:
-        ManifestError: nothing fits; the message names what was built for and what is here.
+        MachineError: nothing fits; the message names what was built for and what is here.
     """
     # A card goes before the CPU, which is always there.
     variants = sorted(manifest.variants(), key=lambda variant: variant.device.type != "cuda")
-    refusals = []
+    refusals: list[MachineError] = []
     for variant in variants:
         try:
             return check_machine(directory, variant, device), variant
-        except ManifestError as error:
-            refusals.append(str(error))
+        except MachineError as error:
+            refusals.append(error)
     if len(refusals) == 1:
-        raise ManifestError(refusals[0])
+        raise refusals[0]
     built = "; ".join(variant.device.name for variant in variants)
-    raise ManifestError(
-        f"{directory}: built for {built}; none of them fits here: "
-        + "; ".join(refusal.removeprefix(f"{directory}: ") for refusal in refusals)
-    )
+    reasons = "; ".join(refusal.reason for refusal in refusals)
+    raise MachineError(directory, f"built for {built}; none of them fits here: {reasons}")

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdrt.runtime.directory.manifest import Manifest, ManifestError, PackageSpec
+from sdrt.runtime.directory.manifest import MachineError, Manifest, PackageSpec
 from sdrt.runtime.programs.program import LoadError, Program
 
 
@@ -42,13 +42,14 @@ class AotiLoader:
         """Refuse packages of another torch.
 
         Raises:
-            ManifestError: it names both versions.
+            MachineError: it names both versions.
         """
         built = manifest.versions.get("torch")
         if built != torch.__version__:
-            raise ManifestError(
-                f"{directory}: built with torch {built}, this is torch {torch.__version__}; "
-                f"rebuild it here: {manifest.rebuild_command(directory)}"
+            raise MachineError(
+                directory,
+                f"built with torch {built}, this is torch {torch.__version__}; "
+                f"rebuild it here: {manifest.rebuild_command(directory)}",
             )
 
     def load(

@@ -1,7 +1,6 @@
 """TensorRT plans behind the interface of a package: ``tensorrt`` 10, 11 and ``tensorrt_rtx``."""
 
 import importlib
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,9 @@ from torch import Tensor
 from sdrt.kernels.errors import SdrtError
 from sdrt.runtime.directory.manifest import (
     RTX_ARCHITECTURES,
+    BuildSpec,
     EngineSpec,
+    MachineError,
     Manifest,
     ManifestError,
     PackageSpec,
@@ -182,7 +183,7 @@ class PlanLoader:
             try:
                 import_library(package.engine)
             except ManifestError as error:
-                raise ManifestError(f"{directory}: {error}") from None
+                raise MachineError(directory, str(error)) from None
 
     def load(
         self, directory: Path, packages: Mapping[str, PackageSpec], device: torch.device
@@ -199,9 +200,10 @@ class PlanLoader:
 
 def _check_target(directory: Path, manifest: Manifest, device: torch.device) -> None:
     """Refuse a card that the plans of tensorrt_rtx were not built for."""
-    built = f"{directory}: built for {manifest.device.name} (plans of tensorrt_rtx)"
+    built = f"built for {manifest.device.name} (plans of tensorrt_rtx)"
     if not torch.cuda.is_available():
-        raise ManifestError(f"{built}, but no CUDA device is here; run it on such a card")
+        reason = f"{built}, but no CUDA device is here; run it on such a card"
+        raise MachineError(directory, reason)
     major, minor = torch.cuda.get_device_capability(device)
     architecture = f"sm_{major}{minor}"
     if architecture in manifest.device.targets:
@@ -210,17 +212,17 @@ def _check_target(directory: Path, manifest: Manifest, device: torch.device) -> 
         advice = f"add it with {add_command(directory, manifest, architecture)}"
     else:
         advice = f"such plans cannot run on {architecture}: use --backend inductor or tensorrt"
-    raise ManifestError(f"{built}, this is {_name(device)} ({architecture}); {advice}")
+    raise MachineError(directory, f"{built}, this is {_name(device)} ({architecture}); {advice}")
 
 
 def add_command(directory: Path, manifest: Manifest, target: str) -> str:
     """Return the command that adds plans of tensorrt_rtx for another card to a directory."""
-    plain = [(*manifest.build_arguments[0], "--backend", "tensorrt-rtx")]
-    plans = [build for build in manifest.build_arguments if "tensorrt-rtx" in build]
-    *_, arguments = map(list, plans or plain)
-    start = arguments.index("--target") if "--target" in arguments else len(arguments)
-    arguments[start : start + 2] = ["--target", target]
-    return shlex.join(["build-engines", *arguments, "--add", "--out", str(directory)])
+    builds = manifest.known_builds
+    plans = [build for build in builds if build.rtx]
+    if not plans:
+        arguments = (*builds[0].arguments, "--backend", "tensorrt-rtx")
+        plans = [BuildSpec(arguments=arguments, rtx=True)]
+    return plans[-1].model_copy(update={"target": target}).command(directory, "--add")
 
 
 class _Scratch:

@@ -1,5 +1,6 @@
 """Building engine directories: resuming, refusing, replacing; the command line of build-engines."""
 
+import errno
 import os
 import shutil
 import signal
@@ -17,14 +18,13 @@ import torch
 import yaml
 from rich.console import Console
 from safetensors import SafetensorError
-from typer.testing import CliRunner, Result
 
-from sdrt.engine.preset.preset import from_dict, load, preset_names
-from sdrt.engine.weights.source import WeightsError, open_source
+from sdrt.engine.preset.preset import PRESETS, from_dict, load, preset_names
+from sdrt.engine.weights.source import Source, WeightsError, open_source
 from sdrt.export import build as builder
-from sdrt.export import store
+from sdrt.export import disk, store
 from sdrt.export.build import build
-from sdrt.export.cli import app
+from sdrt.export.disk import DiskFullError
 from sdrt.export.folder import alone
 from sdrt.export.inductor import backend as compiling
 from sdrt.export.inductor.backend import Inductor
@@ -34,7 +34,8 @@ from sdrt.export.progress import Progress
 from sdrt.export.recipe import Recipe
 from sdrt.export.request import BuildError, Request, build_key, default_folder, parse_ranges
 from sdrt.export.tensorrt.settings import Settings
-from sdrt.runtime.directory.manifest import read_manifest
+from sdrt.export.variants import MixedError, check_addition
+from sdrt.runtime.directory.manifest import WeightsSpec, read_manifest
 from sdrt.runtime.session import Session
 
 PACKAGES = len(Recipe.of(load("tiny")).plan().packages)
@@ -274,10 +275,11 @@ def test_two_builds_of_one_folder(request_tiny, monkeypatch) -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        OSError(28, "No space left on device"),
-        SafetensorError("I/O error: No space left on device (os error 28)"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        DiskFullError("plan dit: cannot be written"),
     ],
-    ids=["os", "safetensors"],
+    ids=["space", "quota", "child"],
 )
 def test_a_full_disk_is_one_line(request_tiny, monkeypatch, error: Exception) -> None:
     """What was half written is removed, so that there is room again."""
@@ -291,12 +293,44 @@ def test_a_full_disk_is_one_line(request_tiny, monkeypatch, error: Exception) ->
     def wait_for_weights(backend: Inductor, job: Job) -> None:
         job.stored.result()
 
-    monkeypatch.setattr(store, "save_file", full)
+    monkeypatch.setattr(store, "save_tensors", full)
     monkeypatch.setattr(Inductor, "build", wait_for_weights)
     with pytest.raises(BuildError, match="engine: the disk is full; make room and give the same"):
         build(request_tiny, RecordedProgress())
     left = [path for path in partial.rglob("*") if path.is_file()]
     assert left == [partial / "build.key"] and not request_tiny.out.exists()
+
+
+def test_safetensors_full_disk_has_a_number(tmp_path: Path, monkeypatch) -> None:
+    """It raises text only; without room the file system says why, with room its error stays."""
+
+    def fail(tensors, path: Path) -> None:
+        raise SafetensorError("I/O error: words that change")
+
+    def full(file: int, offset: int, size: int) -> None:
+        assert (offset, size) == (0, 40)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    tensors = {"a": torch.zeros(10)}
+    monkeypatch.setattr(disk, "save_file", fail)
+    with pytest.raises(SafetensorError, match="words") as other:
+        disk.save_tensors(tensors, tmp_path / "a.safetensors")
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space") as caught:
+        disk.save_tensors(tensors, tmp_path / "a.safetensors")
+    assert disk.disk_is_full(caught.value) and not disk.disk_is_full(other.value)
+
+
+def test_a_full_disk_is_found_among_the_causes() -> None:
+    """As where a compiler wraps what it met."""
+    try:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise RuntimeError("compiling failed") from error
+    except RuntimeError as error:
+        assert disk.disk_is_full(error)
+    assert not disk.disk_is_full(OSError(errno.EACCES, "No space left on device"))
 
 
 def test_a_package_that_crashes_names_the_compiler(
@@ -428,11 +462,37 @@ def test_weights_are_stored_in_shards(tmp_path: Path, monkeypatch) -> None:
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
 
 
+def test_sources_of_weights_are_data(request_tiny, tmp_path: Path) -> None:
+    """A path may hold whatever a path may hold; the manifest gives back what was asked for."""
+    place = tmp_path / "a, b: c" / "vae: dit.safetensors"
+    place.parent.mkdir()
+    shutil.copyfile(PRESETS / "tiny" / "dit.safetensors", place)
+    source = open_source("bundled", request_tiny.recipe.preset, {"dit": str(place)})
+    request = replace(request_tiny, source=source)
+    weights, _ = builder._store(request, request.recipe, request.recipe.plan(), tmp_path)
+    read = WeightsSpec.model_validate_json(weights.model_dump_json())
+    assert Source(request.recipe.preset, read.sources) == source
+
+
+def test_another_source_of_weights_is_not_added(request_tiny, tiny_engine: Path) -> None:
+    """Compared by component; both values are named."""
+    sources = request_tiny.source.specs
+    machine = request_tiny.machine()
+    with pytest.raises(MixedError, match="holds weights dit = bundled, not /x: y, z"):
+        check_addition(
+            tiny_engine, request_tiny.recipe.preset, {**sources, "dit": "/x: y, z"}, machine
+        )
+    with pytest.raises(MixedError, match="is built for CPU .* already"):
+        check_addition(tiny_engine, request_tiny.recipe.preset, sources, machine)
+
+
 # The command line
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+@pytest.fixture
+def run(invoke) -> Callable[..., SimpleNamespace]:
+    """Callable: the result of build-engines with some arguments."""
+    return partial(invoke, main)
 
 
 @pytest.mark.parametrize("name", preset_names())

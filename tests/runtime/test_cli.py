@@ -150,7 +150,7 @@ def make_engine(tmp_path: Path) -> Callable[..., Path]:
             packages={},
             buffers={},
             stages=(),
-            weights=WeightsSpec(source="/a/path", synthetic=synthetic, files=()),
+            weights=WeightsSpec(sources={"dit": "/a/path"}, synthetic=synthetic, files=()),
             text=TextSpec(kind="hashed-words"),
         )
         directory = tmp_path / name
@@ -486,6 +486,17 @@ def test_the_demo_builds_once_and_shows_both_sides(
     clip = np.stack(list(demo.sample_clip(13, HEIGHT, WIDTH))).mean(axis=-1)
     assert np.abs(shown[:, :, :WIDTH] - clip).mean() < 6
     assert np.abs(shown[:, :, WIDTH:] - (255 - clip)).mean() < 6
+
+
+def test_the_demo_without_overlap(sessions, builder, tmp_path: Path) -> None:
+    """Also where a refused engine is built again."""
+    stale = demo.engine_directory("cpu")
+    stale.mkdir(parents=True)
+    (stale / "manifest.json").write_text("{}")
+    arguments = ("--demo", "--max-frames", 5, "--output", tmp_path / "out.mp4")
+    assert sdrun(*arguments, "--no-overlap") == 0 and sdrun(*arguments, "--no-overlap") == 0
+    assert sdrun(*arguments) == 0
+    assert [session.overlap for session in sessions] == [False, False, True]
 
 
 def test_the_demo_takes_a_clip(sessions, builder, make_clip, tmp_path: Path) -> None:

@@ -1,13 +1,17 @@
 """The Inductor backend: packages compute what their modules do, on whatever they are given."""
 
+import errno
 import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor.exc import CppCompileError
 
 from sdrt.engine.module import PackageModule
+from sdrt.export.disk import DiskFullError
 from sdrt.export.inductor.package import CompileError, compile_package, options
 from sdrt.export.plan.builder import PlanBuilder
 from sdrt.export.plan.examples import example_arguments
@@ -160,7 +164,10 @@ def test_a_compiler_that_fails_is_named(tmp_path: Path, monkeypatch) -> None:
     """Inductor's own message spans pages; its first line and what to do are kept."""
 
     def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("CppCompileError: C++ compile error\n\nCommand:\nstrange-c++ a.cpp")
+        try:
+            raise CppCompileError(["strange-c++", "a.cpp"], "no such option")
+        except CppCompileError as error:
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
     monkeypatch.setattr("torch._inductor.aoti_compile_and_package", fail)
     with pytest.raises(CompileError) as caught:
@@ -169,3 +176,13 @@ def test_a_compiler_that_fails_is_named(tmp_path: Path, monkeypatch) -> None:
         "CppCompileError: C++ compile error; "
         "set CXX to a working C++ compiler, such as CXX=/usr/bin/g++"
     )
+
+
+def test_other_errors_do_not_name_the_compiler(tmp_path: Path, monkeypatch) -> None:
+    """Whatever words they use; a full disk is told apart."""
+    errors = [ValueError("no C++ here\nat all"), OSError(errno.ENOSPC, "No space left on device")]
+    monkeypatch.setattr("torch._inductor.aoti_compile_and_package", Mock(side_effect=list(errors)))
+    with pytest.raises(CompileError, match=r"^no C\+\+ here$"):
+        compile_package(planned(Memory), tmp_path / "p.pt2", CPU)
+    with pytest.raises(DiskFullError, match="No space left on device"):
+        compile_package(planned(Memory), tmp_path / "p.pt2", CPU)

@@ -166,4 +166,6 @@ def test_a_full_disk_in_the_child_is_one_line(setup: dict, monkeypatch):
     request = {"name": "prompt_range.0-1", "known": None, "largest": {}}
     requests = Requests(setup, request)
     tensorrt_worker.serve(requests)  # type: ignore[arg-type]
-    assert requests.answers == [{"error": "cannot be written (No space left on device)"}]
+    assert requests.answers == [
+        {"error": "cannot be written (No space left on device)", "disk_full": True}
+    ]

@@ -139,9 +139,11 @@ def test_every_stage_was_checked_in_onnxruntime(engine: Path, manifest: Manifest
 def test_the_manifest_says_how_to_build_it_again(engine: Path, manifest: Manifest):
     """All that was asked for, the folder apart."""
     (built,) = manifest.builds
-    expected = "--preset tiny --set precision=bf16 --backend tensorrt-rtx --target sm_89,sm_120"
-    assert " ".join(built) == f"{expected} --keep-onnx --check-onnx"
-    assert manifest.rebuild_command(engine).endswith(f"--check-onnx --out {engine} --force")
+    expected = "--preset tiny --set precision=bf16 --backend tensorrt-rtx --keep-onnx --check-onnx"
+    assert " ".join(built.arguments) == expected
+    assert (built.device, built.target, built.rtx) == (None, "sm_89,sm_120", True)
+    target = f"--target sm_89,sm_120 --out {engine} --force"
+    assert manifest.rebuild_command(engine).endswith(target)
 
 
 def test_weights_are_in_the_plans_only(engine: Path):

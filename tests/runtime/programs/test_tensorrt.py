@@ -19,6 +19,7 @@ from sdrt.export.trial_worker import try_one
 from sdrt.runtime import session
 from sdrt.runtime.directory.manifest import (
     SCHEMA_VERSION,
+    BuildSpec,
     DeviceSpec,
     EngineSpec,
     Manifest,
@@ -444,7 +445,7 @@ def mixed() -> Manifest:
             ),
             "steps": (),
             "conditions": (),
-            "weights": WeightsSpec(source="s", synthetic=False, files=()),
+            "weights": WeightsSpec(sources={"dit": "s"}, synthetic=False, files=()),
         }
 
     h200 = DeviceSpec(type="cuda", name=H200[0], capability=H200[1], driver=None)
@@ -479,25 +480,28 @@ def test_a_mixed_directory_picks_by_card(cuda, monkeypatch):
     message = str(caught.value)
     assert message.startswith("engine: built for NVIDIA H200; sm_89, sm_120; none of them fits")
     assert "this is NVIDIA GeForce RTX 3090 (sm_86)" in message and "\n" not in message
-    assert "--target sm_86 --add" in message
+    assert "--target sm_86 --out engine --add" in message
 
 
 def test_the_command_for_another_card_keeps_what_was_asked_for():
     """The arguments of the plans that are there, with the other card; else the preset's."""
     folder = Path("my engine")
-    plain = "build-engines --preset tiny --backend tensorrt-rtx --target sm_86 --add --out"
-    assert add_command(folder, mixed(), "sm_86") == f"{plain} 'my engine'"
-    packages = ("--preset", "/p.yaml", "--set", "stream.height=256")
-    plans = (*packages, "--backend", "tensorrt-rtx", "--target", "sm_89", "--keep-onnx")
+    plain = "build-engines --preset tiny --backend tensorrt-rtx --target sm_86"
+    assert add_command(folder, mixed(), "sm_86") == f"{plain} --out 'my engine' --add"
+    arguments = ("--preset", "/p.yaml", "--set", "stream.height=256")
+    packages = BuildSpec(arguments=arguments, device="cuda")
+    flags = ("--backend", "tensorrt-rtx", "--keep-onnx")
+    plans = BuildSpec(arguments=(*arguments, *flags), target="sm_89", rtx=True)
     directory = mixed().model_copy(update={"builds": (packages, plans)})
     assert add_command(folder, directory, "sm_86") == (
         "build-engines --preset /p.yaml --set stream.height=256 --backend tensorrt-rtx "
-        "--target sm_86 --keep-onnx --add --out 'my engine'"
+        "--keep-onnx --target sm_86 --out 'my engine' --add"
     )
     assert directory.variants()[1].rebuild_command(folder) == (
-        "build-engines --preset /p.yaml --set stream.height=256 --out 'my engine' --force && "
+        "build-engines --preset /p.yaml --set stream.height=256 --device cuda "
+        "--out 'my engine' --force && "
         "build-engines --preset /p.yaml --set stream.height=256 --backend tensorrt-rtx "
-        "--target sm_89 --keep-onnx --out 'my engine' --add"
+        "--keep-onnx --target sm_89 --out 'my engine' --add"
     )
 
 
