@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Self
 
@@ -150,8 +151,11 @@ class Session:
         self._prepared = True
 
     @torch.inference_mode()
-    def set_prompt(self, prompt: str) -> None:
+    def set_prompt(self, prompt: str) -> "Future[Tensor]":
         """Change the prompt from the next AR step on; the stream goes on.
+
+        Returns:
+            The embedding's future.
 
         Raises:
             SessionError: the prompt is empty, or the session closed.
@@ -160,11 +164,12 @@ class Session:
             raise SessionError("the session is closed: open another one")
         if not prompt.strip():
             raise SessionError("the prompt is empty; give a text, such as --prompt 'neon discs'")
-        embeds = self.prompts.encode(prompt)
+        embeds = self.prompts.submit(prompt)
         with self._lanes.on("prompt"):
-            self.buffers["prompt_embeds"].copy_(embeds)
+            self.buffers["prompt_embeds"].copy_(embeds.result())
             self.stages.run("prompt", "any")
         self._lanes.synchronize()
+        return embeds
 
     @torch.inference_mode()
     def submit(self, frames: np.ndarray | Tensor | None = None) -> None:
