@@ -42,6 +42,7 @@ class Request:
     demo: bool
     profile: Path | None = None
     overlap: bool = True
+    text_encoder: str | None = None
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -77,11 +78,26 @@ def sdrun(
         bool,
         typer.Option(help="Stages of different chunks at once (GPU); without: less memory."),
     ] = True,
+    text_encoder: Annotated[
+        str | None,
+        typer.Option(help="Where UMT5 runs: cpu spares 11 GB of GPU memory; else with the rest."),
+    ] = None,
 ) -> Request:
     """Stream video through an engine directory that build-engines made."""
     clip = None if input in (None, "none") else Path(input)
     return Request(
-        engine, clip, prompt, output, max_frames, seed, stats, device, demo, profile, overlap
+        engine=engine,
+        input=clip,
+        prompt=prompt,
+        output=output,
+        max_frames=max_frames,
+        seed=seed,
+        stats=stats,
+        device=device,
+        demo=demo,
+        profile=profile,
+        overlap=overlap,
+        text_encoder=text_encoder,
     )
 
 
@@ -157,6 +173,8 @@ def _check(request: Request) -> tuple[Path, str]:
         raise CommandError("no output: give --output FILE.mp4")
     if request.device is not None and request.device.partition(":")[0] not in ("cuda", "cpu"):
         raise CommandError(f"unknown --device {request.device}: expected cuda, cuda:N or cpu")
+    if request.text_encoder not in (None, "cuda", "cpu"):
+        raise CommandError(f"unknown --text-encoder {request.text_encoder}: expected cuda or cpu")
     from sdrt.runtime.directory.manifest import read_manifest
 
     if request.engine is not None:

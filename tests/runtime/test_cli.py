@@ -361,6 +361,7 @@ def test_refused_before_a_session_is_opened(
         ({"--input": "none"}, "is a video-to-video engine: give --input"),
         ({"--engine": text_engine}, "is a text-to-video engine: leave out --input"),
         ({"--device": "tpu"}, "unknown --device tpu"),
+        ({"--text-encoder": "tpu"}, "unknown --text-encoder tpu: expected cuda or cpu"),
         ({"--max-frames": 0}, "--max-frames"),
         ({"--seed": "x"}, "--seed"),
         ({"--no-such-option": 1}, "--no-such-option"),
