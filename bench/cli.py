@@ -54,8 +54,8 @@ def run(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            help="Section to measure (cold, stream, paced, fidelity, overhead, baselines, roof); "
-            "once for each."
+            help="Section to measure (cold, prompt, stream, paced, fidelity, overhead, baselines, "
+            "roof); once for each."
         ),
     ] = None,
 ) -> None:

@@ -17,6 +17,7 @@ from sdrt.bench.measure.fidelity import measure_fidelity
 from sdrt.bench.measure.frames import ChunkSource
 from sdrt.bench.measure.launches import trace_steps
 from sdrt.bench.measure.overhead import measure_overhead
+from sdrt.bench.measure.prompts import Amount, measure_prompts
 from sdrt.bench.measure.roof import measure_roof
 from sdrt.bench.measure.sampler import Sampler, open_meter
 from sdrt.bench.measure.stream import (
@@ -34,11 +35,12 @@ from sdrt.bench.scenarios import Scenario, check, describe, matching, preset_has
 from sdrt.engine.preset.preset import from_dict
 from sdrt.engine.weights.source import Source
 from sdrt.runtime.directory.manifest import Manifest, read_manifest
+from sdrt.runtime.engine import Engine
 from sdrt.runtime.programs.aoti import load_programs
 from sdrt.runtime.session import Session
 
 SCHEMA = 1
-SECTIONS = ("cold", "stream", "paced", "fidelity", "overhead", "baselines", "roof")
+SECTIONS = ("cold", "prompt", "stream", "paced", "fidelity", "overhead", "baselines", "roof")
 """What ``bench run --only`` can choose from."""
 
 
@@ -49,6 +51,7 @@ class Effort:
     main: Length
     baseline: Length
     cold_runs: int
+    prompts: Amount
     rates: tuple[int, ...]
     paced_steps: int
     fidelity_latents: int
@@ -62,6 +65,7 @@ FULL = Effort(
     main=Length(seconds=7, least=20, most=200),
     baseline=Length(seconds=3, least=6, most=30),
     cold_runs=2,
+    prompts=Amount(steps=40, changes=5),
     rates=paced.RATES,
     paced_steps=24,
     fidelity_latents=6,
@@ -72,6 +76,7 @@ QUICK = Effort(
     main=Length(seconds=2, least=6, most=50),
     baseline=Length(seconds=1, least=3, most=10),
     cold_runs=1,
+    prompts=Amount(steps=4, changes=1),
     rates=(16,),
     paced_steps=4,
     fidelity_latents=1,
@@ -125,7 +130,8 @@ class Run:
         manifest = self.manifest
         self.result = self._header() | self.result
         self._section("cold", self._cold)
-        if self.only - {"cold", "roof"}:
+        self._section("prompt", self._prompt)
+        if self.only - {"cold", "prompt", "roof"}:
             with Session.open(self.engine) as session:
                 self._with_session(session)
                 self.prompt_embeds = session.buffers["prompt_embeds"].clone()
@@ -206,7 +212,19 @@ class Run:
 
     def _cold(self) -> None:
         runs = [run_cold(self.engine) for _ in range(self.effort.cold_runs)]
-        self.result["cold_start_ms"] = runs
+        if self.manifest.text.kind == "umt5":
+            runs.append(run_cold(self.engine, cached=True))
+        self.result["cold_start_ms"] = [run.ms for run in runs]
+        self.result["cold_start_text_encoder"] = [run.text_encoder for run in runs]
+
+    def _prompt(self) -> None:
+        """Measure changes of the prompt, before the other sections: the encoder needs memory."""
+        with Engine.open(self.engine) as engine, engine.session() as session:
+            found = measure_prompts(
+                engine.prompts, session, self.source, self.ahead, self.effort.prompts
+            )
+        self.result["prompt"] = found
+        self._free()
 
     def _stream(self, name: str, streamer: Streamer, length: Length, ahead: int) -> None:
         """Measure one variant: speed, memory, energy, launches."""

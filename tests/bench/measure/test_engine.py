@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -11,12 +12,20 @@ import torch
 from typer.testing import CliRunner
 
 from sdrt.bench.cli import app
+from sdrt.bench.measure.cold import run_cold
 from sdrt.bench.measure.frames import ChunkSource
+from sdrt.bench.measure.prompts import measure_prompts
 from sdrt.bench.measure.stream import PROMPT, Record, as_dicts
 from sdrt.bench.report.compare import compare
 from sdrt.bench.run import QUICK, SECTIONS, Run
 from sdrt.bench.scenarios import find
+from sdrt.engine.preset.preset import load
+from sdrt.engine.weights.source import open_source
+from sdrt.engine.weights.umt5 import Umt5Config
+from sdrt.export.store import write_text_encoder
 from sdrt.runtime.chunk import Chunk
+from sdrt.runtime.directory.manifest import read_manifest, write_manifest
+from sdrt.runtime.engine import Engine
 from sdrt.runtime.session import Session
 
 
@@ -50,11 +59,33 @@ def test_every_section_is_there(measured) -> None:
     milestones = ["interpreter", "imported", "loaded", "captured", "prepared", "first_frame"]
     assert list(cold) == milestones
     assert sorted(cold.values()) == list(cold.values())
+    assert measured["cold_start_text_encoder"] == ["hashed words"]
+    (change,) = measured["prompt"]["changes"]
+    assert change["kind"] == measured["prompt"]["text_encoder"] == "hashed words"
     (paced,) = measured["paced"]
     assert paced["rate"] == 16 and paced["chunks"] >= QUICK.paced_steps
     assert set(measured["roof"]["stages"]) == {"encode", "diffuse", "decode"}
     assert len(measured["overhead"]["ratio"]) == 3
     assert set(measured["seconds"]) == set(SECTIONS)
+
+
+def test_a_cold_start_says_what_encoded_its_prompt(tiny_engine, tmp_path) -> None:
+    """The tiny engine with a small UMT5 of noise in the place of its hashed words."""
+    engine = Path(shutil.copytree(tiny_engine, tmp_path / "engine"))
+    manifest = read_manifest(engine)
+    source = open_source("synthetic", load("sdv2-1.3b-480p"), {"umt5": "synthetic"})
+    dim = manifest.preset["dit"]["text_dim"]
+    sizes = Umt5Config(128, dim, dim_attn=64, dim_ffn=96, num_heads=4, num_layers=2)
+    text = write_text_encoder(engine, source.preset, source, config=sizes)
+    write_manifest(engine, manifest.model_copy(update={"text": text}))
+    loaded, cached = "umt5, 0.0 GiB, loaded", "not needed: cached"
+    runs = [run_cold(engine), run_cold(engine), run_cold(engine, cached=True)]
+    assert [run.text_encoder for run in runs] == [loaded, loaded, cached]
+    with Engine.open(engine) as opened, opened.session() as session:
+        found = measure_prompts(opened.prompts, session, ChunkSource(128, 224), 0, QUICK.prompts)
+    kinds = [change["kind"] for change in found["changes"]]
+    assert kinds == ["encoder loads", "encoder kept", "cached on disk"]
+    assert len(list((engine / "prompts").iterdir())) == 1  # prepare's; the others are forgotten
 
 
 def test_fidelity_of_the_packages(measured) -> None:
