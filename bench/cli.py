@@ -60,8 +60,9 @@ def run(
     ] = None,
 ) -> None:
     """Measure scenarios and write one result each; exit code 1 if a section failed."""
+    from sdrt.bench.effort import FULL, QUICK
     from sdrt.bench.measure.stream import Length
-    from sdrt.bench.run import FULL, QUICK, SECTIONS, Run
+    from sdrt.bench.run import SECTIONS, Run
     from sdrt.bench.scenarios import ScenarioError
     from sdrt.engine.preset.preset import ConfigError
     from sdrt.runtime.directory.manifest import ManifestError

@@ -4,20 +4,20 @@ import gc
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sdrt.bench.baseline.stream import ReferenceStream
+from sdrt.bench.effort import Effort
 from sdrt.bench.measure import environment, paced
 from sdrt.bench.measure.cold import run_cold
 from sdrt.bench.measure.fidelity import measure_fidelity
 from sdrt.bench.measure.frames import ChunkSource
 from sdrt.bench.measure.launches import trace_steps
 from sdrt.bench.measure.overhead import measure_overhead
-from sdrt.bench.measure.prompts import Amount, measure_prompts
+from sdrt.bench.measure.prompts import measure_prompts
 from sdrt.bench.measure.roof import measure_roof
 from sdrt.bench.measure.sampler import Sampler, open_meter
 from sdrt.bench.measure.stream import (
@@ -42,47 +42,6 @@ from sdrt.runtime.session import Session
 SCHEMA = 1
 SECTIONS = ("cold", "prompt", "stream", "paced", "fidelity", "overhead", "baselines", "roof")
 """What ``bench run --only`` can choose from."""
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much is measured."""
-
-    main: Length
-    baseline: Length
-    cold_runs: int
-    prompts: Amount
-    rates: tuple[int, ...]
-    paced_steps: int
-    fidelity_latents: int
-    """Latent frames that the fidelity runs on for when the window is full."""
-    overhead_steps: int
-    compiled: bool
-    """Whether torch.compile takes part: its first AR steps take minutes."""
-
-
-FULL = Effort(
-    main=Length(seconds=7, least=20, most=200),
-    baseline=Length(seconds=3, least=6, most=30),
-    cold_runs=2,
-    prompts=Amount(steps=40, changes=5),
-    rates=paced.RATES,
-    paced_steps=24,
-    fidelity_latents=6,
-    overhead_steps=3,
-    compiled=True,
-)
-QUICK = Effort(
-    main=Length(seconds=2, least=6, most=50),
-    baseline=Length(seconds=1, least=3, most=10),
-    cold_runs=1,
-    prompts=Amount(steps=4, changes=1),
-    rates=(16,),
-    paced_steps=4,
-    fidelity_latents=1,
-    overhead_steps=2,
-    compiled=False,
-)
 
 
 class Run:
