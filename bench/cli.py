@@ -55,14 +55,15 @@ def run(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            help="Section to measure (cold, stream, paced, fidelity, overhead, baselines, roof); "
-            "once for each."
+            help="Section to measure (cold, prompt, stream, paced, fidelity, overhead, baselines, "
+            "roof); once for each."
         ),
     ] = None,
 ) -> int:
     """Measure scenarios and write one result each; exit code 1 if a section failed."""
+    from sdrt.bench.effort import FULL, QUICK
     from sdrt.bench.measure.stream import Length
-    from sdrt.bench.run import FULL, QUICK, SECTIONS, Run
+    from sdrt.bench.run import SECTIONS, Run
 
     if unknown := set(only or ()) - set(SECTIONS):
         raise CommandError(

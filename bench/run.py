@@ -4,22 +4,24 @@ import gc
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sdrt.bench.baseline.stream import ReferenceStream
+from sdrt.bench.effort import Effort
 from sdrt.bench.measure import environment, paced
 from sdrt.bench.measure.cold import run_cold
 from sdrt.bench.measure.fidelity import measure_fidelity
 from sdrt.bench.measure.frames import ChunkSource
 from sdrt.bench.measure.launches import trace_steps
 from sdrt.bench.measure.overhead import measure_overhead
+from sdrt.bench.measure.prompts import measure_prompts
 from sdrt.bench.measure.roof import measure_roof
 from sdrt.bench.measure.sampler import Sampler, open_meter
 from sdrt.bench.measure.stream import (
+    PROMPT,
     Length,
     MemoryMeter,
     Record,
@@ -34,49 +36,12 @@ from sdrt.bench.scenarios import Scenario, check, describe, matching, preset_has
 from sdrt.engine.preset.preset import from_dict
 from sdrt.engine.weights.source import Source
 from sdrt.runtime.directory.manifest import Manifest, read_manifest
+from sdrt.runtime.engine import Engine
 from sdrt.runtime.session import Session
 
 SCHEMA = 1
-SECTIONS = ("cold", "stream", "paced", "fidelity", "overhead", "baselines", "roof")
+SECTIONS = ("cold", "prompt", "stream", "paced", "fidelity", "overhead", "baselines", "roof")
 """What ``bench run --only`` can choose from."""
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much is measured."""
-
-    main: Length
-    baseline: Length
-    cold_runs: int
-    rates: tuple[int, ...]
-    paced_steps: int
-    fidelity_latents: int
-    """Latent frames that the fidelity runs on for when the window is full."""
-    overhead_steps: int
-    compiled: bool
-    """Whether torch.compile takes part: its first AR steps take minutes."""
-
-
-FULL = Effort(
-    main=Length(seconds=7, least=20, most=200),
-    baseline=Length(seconds=3, least=6, most=30),
-    cold_runs=2,
-    rates=paced.RATES,
-    paced_steps=24,
-    fidelity_latents=6,
-    overhead_steps=3,
-    compiled=True,
-)
-QUICK = Effort(
-    main=Length(seconds=2, least=6, most=50),
-    baseline=Length(seconds=1, least=3, most=10),
-    cold_runs=1,
-    rates=(16,),
-    paced_steps=4,
-    fidelity_latents=1,
-    overhead_steps=2,
-    compiled=False,
-)
 
 
 class Run:
@@ -124,8 +89,11 @@ class Run:
         manifest = self.manifest
         self.result = self._header() | self.result
         self._section("cold", self._cold)
-        if self.only - {"cold", "roof"}:
+        self._section("prompt", self._prompt)
+        if self.only - {"cold", "prompt", "roof"}:
             with Session.open(self.engine) as session:
+                session.prepare(PROMPT)
+                session.engine.prompts.release()  # its memory is no part of the stream's
                 self._with_session(session)
                 self.prompt_embeds = session.buffers["prompt_embeds"].clone()
             del session
@@ -205,7 +173,19 @@ class Run:
 
     def _cold(self) -> None:
         runs = [run_cold(self.engine) for _ in range(self.effort.cold_runs)]
-        self.result["cold_start_ms"] = runs
+        if self.manifest.text.kind == "umt5":
+            runs.append(run_cold(self.engine, cached=True))
+        self.result["cold_start_ms"] = [run.ms for run in runs]
+        self.result["cold_start_text_encoder"] = [run.text_encoder for run in runs]
+
+    def _prompt(self) -> None:
+        """Measure changes of the prompt, before the other sections: the encoder needs memory."""
+        with Engine.open(self.engine) as engine, engine.session() as session:
+            found = measure_prompts(
+                engine.prompts, session, self.source, self.ahead, self.effort.prompts
+            )
+        self.result["prompt"] = found
+        self._free()
 
     def _stream(self, name: str, streamer: Streamer, length: Length, ahead: int) -> None:
         """Measure one variant: speed, memory, energy, launches."""

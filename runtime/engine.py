@@ -33,18 +33,21 @@ class Engine:
         device: torch.device,
         directory: Path | None = None,
         text_encoder: str | None = None,
+        keeps_prompts: bool = True,
     ) -> None:
         """Put loaded parts together; :meth:`open` loads them from an engine directory.
 
         Args:
             directory: holds the text encoder's files, where the preset needs one.
             text_encoder: as :meth:`open` takes it.
+            keeps_prompts: store the embeddings of prompts in the directory.
         """
         self.manifest, self.programs, self.weights = manifest, programs, weights
         self.device, self.directory = device, directory
         (condition,) = manifest.conditions
         _, text_len, text_dim = manifest.buffers[condition.input.name].shape
-        self.prompts = Prompts(manifest.text, text_len, text_dim, directory, device, text_encoder)
+        place = (directory, device, text_encoder, keeps_prompts)
+        self.prompts = Prompts(manifest.text, text_len, text_dim, *place)
 
     @classmethod
     def open(

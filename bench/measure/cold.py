@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sdrt.runtime.measure.stats import process_age_ms
@@ -13,27 +14,43 @@ from sdrt.runtime.measure.stats import process_age_ms
 IMPORTED_AT = time.perf_counter()
 AGE_AT_IMPORT_MS = process_age_ms()
 TIMEOUT_S = 600
+PROMPT = "neon discs"
+FRESH, CACHED = "fresh", "cached"
+"""Whether the prompt's embedding must be made anew."""
 
 
-def run_cold(engine: Path) -> dict[str, float]:
+@dataclass(frozen=True)
+class ColdStart:
+    """One cold start."""
+
+    ms: dict[str, float]
+    """From the process's start to each milestone."""
+    text_encoder: str
+    """What encoded the prompt, such as ``umt5, 10.6 GiB, loaded`` or ``not needed: cached``."""
+
+
+def run_cold(engine: Path, cached: bool = False) -> ColdStart:
     """Start a process that makes one frame; return the ms from its start to each milestone.
 
     ``interpreter``: Python runs; ``imported``: the runtime is imported; ``loaded``: weights and
     packages are in memory, hashes checked; ``captured``: every stage is captured and the session
     is open; ``prepared``: the prompt is encoded; ``first_frame``: the first frames can be read.
 
+    Args:
+        cached: the prompt's embedding may come from the disk, where the last start left it.
     Raises:
         RuntimeError: the process failed; the message ends with its last line.
     """
-    command = [sys.executable, "-m", "sdrt.bench.measure.cold", str(engine)]
+    how = CACHED if cached else FRESH
+    command = [sys.executable, "-m", "sdrt.bench.measure.cold", str(engine), how]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         raise RuntimeError(f"the cold start failed: {lines[-1] if lines else done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return ColdStart(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def _milestones(engine: Path) -> dict[str, float]:
+def _start(directory: Path, how: str) -> ColdStart:
     """Open the engine and make the first chunk, as ``sdrun`` does."""
     found = {"interpreter": _now_ms()}
 
@@ -43,22 +60,26 @@ def _milestones(engine: Path) -> dict[str, float]:
         if name == "load":
             found["loaded"] = _now_ms()
 
+    from sdrt.runtime.engine import Engine
     from sdrt.runtime.measure import profiler
-    from sdrt.runtime.session import Session
 
     found["imported"] = _now_ms()
     with profiler.emitting(emitter):
-        session = Session.open(engine)
+        engine = Engine.open(directory)
+        session = engine.session()
     found["captured"] = _now_ms()
-    session.prepare("neon discs", seed=0)
+    if how == FRESH:
+        engine.prompts.forget(PROMPT)
+    session.prepare(PROMPT, seed=0)
     found["prepared"] = _now_ms()
     from sdrt.bench.measure.frames import chunks_for
+    from sdrt.bench.measure.prompts import text_encoder_state
 
     frames = next(chunks_for(session))
     begin = time.perf_counter()
     session.step(frames)
     found["first_frame"] = found["prepared"] + (time.perf_counter() - begin) * 1e3
-    return found
+    return ColdStart(found, text_encoder_state(engine.prompts))
 
 
 def _now_ms() -> float:
@@ -67,4 +88,4 @@ def _now_ms() -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_milestones(Path(sys.argv[1]))))
+    print(json.dumps(asdict(_start(Path(sys.argv[1]), sys.argv[2]))))

@@ -60,6 +60,7 @@ def result_blocks(result: Result, with_plots: bool = True) -> list[Block]:
             picture("memory", "Memory over time", plots.memory(result))
     blocks += [
         *stream_blocks.cold(result),
+        *stream_blocks.prompt(result),
         *stream_blocks.live(result),
         *stream_blocks.fidelity(result),
     ]

@@ -1,6 +1,7 @@
 """The parts of a report on how a stream begins, keeps time, and stays true."""
 
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
 from sdrt.bench.report.document import Block, Heading, Paragraph, Table
@@ -16,7 +17,29 @@ def cold(result: Result) -> list[Block]:
         return []
     header = ["ms from process start", *(f"run {index + 1}" for index in range(len(runs)))]
     rows = [[key.replace("_", " "), *(f"{run[key]:.0f}" for run in runs)] for key in runs[0]]
+    if "cold_start_text_encoder" in result:
+        rows.append(["text encoder", *result["cold_start_text_encoder"]])
     return [Heading("Cold start", 3), Table(header, rows)]
+
+
+def prompt(result: Result) -> list[Block]:
+    """Return how long changes of the prompt took, and how long frames waited meanwhile."""
+    found = result.get("prompt")
+    if not found:
+        return []
+    header = ["the prompt's embedding", "first, ms", "median, ms", "longest gap, ms", "changes"]
+    rows = [["no change", "", "", f"{found['longest_interval_ms']:.1f}", ""]]
+    for change in found["changes"]:
+        times = change["encode_ms"]
+        gap = max(change["longest_interval_ms"])
+        figures = (times[0], median(times), gap)
+        rows.append([change["kind"], *(f"{value:.1f}" for value in figures), str(len(times))])
+    text = (
+        f"Text encoder: {found['text_encoder']}. From set_prompt to the embedding being there, "
+        "while the stream goes on, and the longest time between two chunks meanwhile; the median "
+        f"without a change is {found['interval_ms']:.1f} ms."
+    )
+    return [Heading("Changing the prompt", 3), Table(header, rows), Paragraph(text)]
 
 
 def live(result: Result) -> list[Block]:

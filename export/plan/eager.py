@@ -85,4 +85,5 @@ def rehearsal(
     weights = WeightsSpec(sources={}, synthetic=False, files=())
     text = text or TextSpec(kind="hashed-words")
     manifest = describe(plan, recipe, device, packages, weights, text)
-    return Engine(manifest, programs, tables, device, directory).session(capture=False)
+    engine = Engine(manifest, programs, tables, device, directory, keeps_prompts=False)
+    return engine.session(capture=False)

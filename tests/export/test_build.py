@@ -11,7 +11,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ from sdrt.engine.weights.source import Source, WeightsError, open_source
 from sdrt.export import build as builder
 from sdrt.export import disk, store
 from sdrt.export.build import build
+from sdrt.export.cli import main
 from sdrt.export.disk import DiskFullError
 from sdrt.export.folder import alone
 from sdrt.export.inductor import backend as compiling

@@ -41,11 +41,14 @@ class FakeSession:
     def on_submit(index: int) -> None:
         """Called at each submit; tests put their own here."""
 
-    def __init__(self, manifest: Manifest, device: str | None, overlap: bool) -> None:
-        self.manifest, self.overlap = manifest, overlap
+    def __init__(
+        self, manifest: Manifest, device: str | None, overlap: bool, text_encoder: str | None
+    ) -> None:
+        self.manifest, self.stream, self.overlap = manifest, manifest.stream, overlap
+        self.text_encoder, self.released = text_encoder, False
+        self.engine = SimpleNamespace(prompts=SimpleNamespace(release=self._release))
         self.device = SimpleNamespace(type=device or "cuda")
-        self.takes_frames = manifest.preset["flow"] == "stream-batch"
-        self.lookahead_frames = 0
+        self.takes_frames = self.stream.takes_frames
         self.submitted: list[int] = []
         self.most_in_flight = 0
         self.closed = False
@@ -56,6 +59,11 @@ class FakeSession:
 
     def __exit__(self, *_: object) -> None:
         self.closed = True
+
+    def _release(self) -> None:
+        """Free the text encoder; it is not needed once the prompt is encoded."""
+        assert self._index == 0
+        self.released = True
 
     def prepare(self, prompt: str, seed: int = 0) -> None:
         self.prompt, self.seed = prompt, seed
@@ -108,10 +116,16 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> list[FakeSession]:
     """Every session that was opened."""
     opened: list[FakeSession] = []
 
-    def fake_open(directory: Path, device: str | None = None, overlap: bool = True) -> FakeSession:
+    def fake_open(
+        directory: Path,
+        device: str | None = None,
+        overlap: bool = True,
+        text_encoder: str | None = None,
+    ) -> FakeSession:
         from sdrt.runtime.directory.manifest import read_manifest
 
-        opened.append(FakeSession(read_manifest(Path(directory)), device, overlap))
+        manifest = read_manifest(Path(directory))
+        opened.append(FakeSession(manifest, device, overlap, text_encoder))
         return opened[-1]
 
     monkeypatch.setattr(Session, "open", fake_open)
@@ -375,6 +389,7 @@ def test_refused_before_a_session_is_opened(
         ({"--input": "none"}, "is a video-to-video engine: give --input"),
         ({"--engine": text_engine}, "is a text-to-video engine: leave out --input"),
         ({"--device": "tpu"}, "unknown --device tpu"),
+        ({"--text-encoder": "tpu"}, "unknown --text-encoder tpu: expected cuda or cpu"),
         ({"--max-frames": 0}, "--max-frames"),
         ({"--seed": "x"}, "--seed"),
         ({"--no-such-option": 1}, "--no-such-option"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -10,11 +11,18 @@ import pytest
 import torch
 
 from sdrt.bench.cli import main
+from sdrt.bench.effort import QUICK
+from sdrt.bench.measure.cold import run_cold
 from sdrt.bench.measure.frames import ChunkSource
 from sdrt.bench.measure.stream import PROMPT, Record, as_dicts
 from sdrt.bench.report.compare import compare
-from sdrt.bench.run import QUICK, SECTIONS, Run
+from sdrt.bench.run import SECTIONS, Run
 from sdrt.bench.scenarios import find
+from sdrt.engine.preset.preset import load
+from sdrt.engine.weights.source import open_source
+from sdrt.engine.weights.umt5 import Umt5Config
+from sdrt.export.store import write_text_encoder
+from sdrt.runtime.directory.manifest import read_manifest, write_manifest
 from sdrt.runtime.session import Chunk, Session
 
 
@@ -48,11 +56,27 @@ def test_every_section_is_there(measured) -> None:
     milestones = ["interpreter", "imported", "loaded", "captured", "prepared", "first_frame"]
     assert list(cold) == milestones
     assert sorted(cold.values()) == list(cold.values())
+    assert measured["cold_start_text_encoder"] == ["hashed words"]
+    (change,) = measured["prompt"]["changes"]
+    assert change["kind"] == measured["prompt"]["text_encoder"] == "hashed words"
     (paced,) = measured["paced"]
     assert paced["rate"] == 16 and paced["chunks"] >= QUICK.paced_steps
     assert set(measured["roof"]["stages"]) == {"encode", "diffuse", "decode"}
     assert len(measured["overhead"]["ratio"]) == 3
     assert set(measured["seconds"]) == set(SECTIONS)
+
+
+def test_a_cold_start_says_what_encoded_its_prompt(tiny_engine, tmp_path) -> None:
+    """The tiny engine with a small UMT5 of noise in the place of its hashed words."""
+    engine = Path(shutil.copytree(tiny_engine, tmp_path / "engine"))
+    manifest = read_manifest(engine)
+    source = open_source("synthetic", load("sdv2-1.3b-480p"), {"umt5": "synthetic"})
+    dim = manifest.preset["dit"]["text_dim"]
+    sizes = Umt5Config(128, dim, dim_attn=64, dim_ffn=96, num_heads=4, num_layers=2)
+    text = write_text_encoder(engine, source.preset, source, config=sizes)
+    write_manifest(engine, manifest.model_copy(update={"text": text}))
+    assert run_cold(engine).text_encoder == "umt5, 0.0 GiB, loaded"
+    assert run_cold(engine, cached=True).text_encoder == "not needed: cached"
 
 
 def test_fidelity_of_the_packages(measured) -> None:

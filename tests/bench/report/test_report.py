@@ -19,6 +19,11 @@ def _full(result):
     found = result()
     found["variants"]["eager"] = result({"diffuse_ms": 60.0})["variants"]["packages"]
     found["cold_start_ms"] = [{"interpreter": 100.0, "first_frame": 4000.0}]
+    found["cold_start_text_encoder"] = ["umt5, 10.6 GiB, loaded"]
+    change = {"kind": "encoder loads", "encode_ms": [9000.0, 5000.0]}
+    change["longest_interval_ms"] = [70.0, 65.0]
+    found["prompt"] = {"text_encoder": "umt5, 10.6 GiB", "interval_ms": 60.0}
+    found["prompt"] |= {"longest_interval_ms": 61.0, "changes": [change]}
     latency = {"p50": 1.0, "p90": 2.0, "p99": 3.0, "max": 4.0}
     found["paced"] = [
         {"rate": 16, "chunks": 5, "glass_to_glass_ms": latency, "missed_deadlines": 1}
@@ -49,6 +54,8 @@ def test_report_states_measured_over_floor(result, tmp_path) -> None:
     assert ratio == pytest.approx(measured / floor, abs=0.02)
     assert eager > measured
     assert "| decode | 2.00e-03 | 4.00e-03 | 0.50 |" in markdown
+    assert "| text encoder | umt5, 10.6 GiB, loaded |" in markdown
+    assert "| encoder loads | 9000.0 | 7000.0 | 70.0 | 2 |" in markdown
     for name in re.findall(r"\]\((plots/[^)]+)\)", markdown):
         assert (tmp_path / name).read_bytes().startswith(PNG)
     page = paths[1].read_text()

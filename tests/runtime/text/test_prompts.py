@@ -223,16 +223,17 @@ def test_another_kind_of_device_is_refused(engine) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("place", [None, "cpu"])
-def test_the_default_stream_is_left_alone(engine, place) -> None:
-    """Encoding ends while another stream is held up; the result is page-locked."""
+def test_nothing_else_on_the_device_is_waited_for(engine, place) -> None:
+    """Encoding ends while the default stream and another one are held up."""
     directory, spec, text_len, text_dim = engine
     device = torch.device("cuda")
-    held = torch.cuda.Stream()
+    held = [torch.cuda.default_stream(), torch.cuda.Stream()]
     with Prompts(spec, text_len, text_dim, directory, device, place, cached=False) as prompts:
         prompts.encode("warm up")
-        with torch.cuda.stream(held):
-            torch.cuda._sleep(10**10)
+        for stream in held:
+            with torch.cuda.stream(stream):
+                torch.cuda._sleep(10**10)
         embeds = prompts.encode("neon discs")
-        assert not held.query()
+        assert not any(stream.query() for stream in held)
         assert embeds.is_pinned() and embeds[0, 2].any()
-        held.synchronize()
+        torch.cuda.synchronize()
