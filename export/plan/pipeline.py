@@ -4,14 +4,15 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from sdrt.engine.dit.block import CrossKV, DitBlock, DitKeys
-from sdrt.engine.dit.embeddings import DitIn, DitOut, TextEmbedding
+from sdrt.engine.dit.block import DitBlock, DitKeys
+from sdrt.engine.dit.embeddings import DitIn
+from sdrt.engine.dit.head import DitOut
 from sdrt.engine.dit.rows import ShiftRows
+from sdrt.engine.dit.text import CrossKV, TextEmbedding
 from sdrt.engine.preset.preset import Preset
-from sdrt.engine.solvers.schedule import step_tables
+from sdrt.engine.solvers.registry import make_solver
 from sdrt.export.plan.builder import Plan, PlanBuilder
 from sdrt.export.plan.coders import CoderStages
-from sdrt.kernels.ring_attention import ANYWHERE
 from sdrt.runtime.directory.manifest import Call, Phase
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -48,12 +49,8 @@ class Pipeline(CoderStages):
 
     def plan(self) -> Plan:
         """Return packages, buffers and stages."""
-        schedule = self.preset.schedule
-        timesteps, next_sigmas = step_tables(
-            schedule.steps, schedule.shift, schedule.warp, schedule.num_train_timesteps
-        )
-        self.builder.table("schedule.timesteps", timesteps.view(-1, 1))
-        self.builder.table("schedule.next_sigmas", next_sigmas)
+        for name, table in make_solver(self.preset.schedule).tables().items():
+            self.builder.table(f"schedule.{name}", table)
         self._prompt()
         if self.stream_batch:
             self._stream_batch()
@@ -163,7 +160,6 @@ class Pipeline(CoderStages):
             result: takes the latent at the next noise level.
         """
         builder, preset, stream = self.builder, self.preset, self.preset.stream
-        schedule = preset.schedule
         before = [self._shift()] if shifts else []
         dit, sink, window = preset.dit, preset.effective_sink_frames, stream.window_frames
         batch, frames = builder.plan.buffers[inputs[0]].shape[:2]
@@ -171,7 +167,7 @@ class Pipeline(CoderStages):
         builder.package(f"dit_in.{shape}", lambda: DitIn(dit, *self.latent, frames, window, sink))
         builder.package(
             f"dit_out.{shape}",
-            lambda: DitOut(dit, *self.latent, schedule.shift, schedule.num_train_timesteps),
+            lambda: DitOut(dit, *self.latent, make_solver(preset.schedule)),
         )
         builder.package(
             f"dit_block.{phase}",
@@ -181,10 +177,9 @@ class Pipeline(CoderStages):
                 preset.tokens_per_frame,
                 window,
                 stream.sink_frames,
-                full=phase == "steady",
-                refresh_threshold=-1.0 if phase == "first" else stream.sink_refresh_threshold,
-                attention=self.how.get(f"dit.attention.ring.{phase}", ANYWHERE),
-                text_attention=self.how.get(f"dit.attention.text.{shape}", ANYWHERE),
+                phase,
+                -1.0 if phase == "first" else stream.sink_refresh_threshold,
+                self.how,
             ),
         )
         names = ("e0", "cos", "sin", "ring_rows", "valid")

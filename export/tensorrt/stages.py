@@ -5,11 +5,12 @@ from functools import partial
 
 import torch
 
-from sdrt.engine.dit.embeddings import DitOut
+from sdrt.engine.dit.head import DitOut
 from sdrt.engine.dit.rows import ShiftRows
 from sdrt.engine.latents import latent_decoder, latent_encoder
 from sdrt.engine.motion import Intake
 from sdrt.engine.preset.preset import Preset
+from sdrt.engine.solvers.registry import make_solver
 from sdrt.export.plan.coders import encoder_results
 from sdrt.export.plan.pipeline import SHIFTED, Pipeline
 from sdrt.export.tensorrt.choice import BackendError, RingMode
@@ -203,7 +204,7 @@ class TensorRtPipeline(Pipeline):
         sizes = (dit, batch, preset.tokens_per_frame)
         blocks = {
             layer: OnnxDitBlock(
-                *sizes, window, stream.sink_frames, False, threshold, ring=self.ring
+                *sizes, window, stream.sink_frames, "filling", threshold, ring=self.ring
             )
             for layer in range(first, last)
         }
@@ -211,7 +212,7 @@ class TensorRtPipeline(Pipeline):
         if first == 0:
             embeddings = OnnxDitIn(dit, *self.latent, frames, window, sink, timesteps=timesteps)
         if last == dit.num_layers:
-            head = DitOut(dit, *self.latent, schedule.shift, timesteps)
+            head = DitOut(dit, *self.latent, make_solver(schedule))
         rows = ShiftRows(self.steps) if shifts and first == 0 else None
         return DitRange(blocks, embeddings, head, rows)
 
