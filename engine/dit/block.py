@@ -1,4 +1,4 @@
-"""One block of the causal Wan DiT over the K/V ring, and the K/V of its cross-attention."""
+"""One block of the causal Wan DiT over the K/V ring."""
 
 from typing import Any, cast
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sdrt.engine.dit.ring import queue_length, refresh_slot, ring_rows
+from sdrt.engine.how import NOTHING, How
 from sdrt.engine.module import PackageModule
 from sdrt.engine.preset.preset import DitConfig
 from sdrt.kernels.linear_gelu import linear_gelu
@@ -165,22 +166,26 @@ class DitBlock(RingBlock):
         tokens_per_frame: int,
         window: int,
         sink: int,
-        full: bool,
+        phase: str,
         refresh_threshold: float = -1.0,
-        attention: str = ANYWHERE,
-        text_attention: str = ANYWHERE,
+        how: How = NOTHING,
     ) -> None:
         """Build a block.
 
         Args:
             sink: frames that an adaptive sink compares; unlike the slots that are never
                 overwritten, they may be fewer than three.
-            full: the window is full in every row, so attention needs no valid length.
+            phase: ``first``, ``filling`` or ``steady``, in which the window is full in every row,
+                so that attention needs no valid length.
             refresh_threshold: adaptive sink; below 0 it is off and ring rows come from outside.
-            attention, text_attention: implementations of ``kernels.ring_attention``.
+            how: place -> implementation: of the attention, over the ring in each phase
+                (``dit.attention.ring.<phase>``), over the prompt for the first chunk and later
+                ones (``dit.attention.text.first``, ``….chunk``).
         """
         super().__init__(config, batch, tokens_per_frame, window, sink, refresh_threshold)
-        self.full, self.attention, self.text_attention = full, attention, text_attention
+        self.full, shape = phase == "steady", "first" if phase == "first" else "chunk"
+        self.attention = how.get(f"dit.attention.ring.{phase}", ANYWHERE)
+        self.text_attention = how.get(f"dit.attention.text.{shape}", ANYWHERE)
         dim = config.dim
         self.norm3 = nn.LayerNorm(dim, eps=config.eps)
         self.cross_attn = CrossAttention(config)
@@ -265,18 +270,3 @@ class DitKeys(RingBlock):
         """Overwrite the chunk's K and V; the arguments are :class:`DitBlock`'s."""
         self.write_ring(self.projection(x, e0), cos, sin, rows, position, states)
         return ()
-
-
-class CrossKV(PackageModule):
-    """Cross-attention keys and values of one layer: they depend on the prompt only."""
-
-    def __init__(self, config: DitConfig) -> None:
-        super().__init__()
-        self.heads = (config.num_heads, config.head_dim)
-        self.kv = nn.Linear(config.dim, 2 * config.dim)
-        self.norm_k = RMSNorm(config.dim, config.eps)
-
-    def forward(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Return k and v, ``[1, text_len, H, D]``."""
-        k, v = self.kv(context).chunk(2, dim=-1)
-        return self.norm_k(k).unflatten(-1, self.heads), v.unflatten(-1, self.heads)

@@ -1,7 +1,6 @@
-"""The causal Wan DiT around its blocks: embeddings, head, text side."""
+"""What comes before the blocks of the causal Wan DiT: embeddings, rotary angles, ring rows."""
 
 import math
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +8,6 @@ from torch import Tensor, nn
 from sdrt.engine.dit.ring import ring_rows, ring_slots, valid_tokens
 from sdrt.engine.module import PackageModule
 from sdrt.engine.preset.preset import DitConfig
-from sdrt.engine.solvers.schedule import add_noise, flow_table, nearest_sigma
-from sdrt.kernels.residual_norm import Modulation, modulated_norm
 
 
 class DitIn(PackageModule):
@@ -103,75 +100,6 @@ class DitIn(PackageModule):
             dim=-1,
         )
         return joined.flatten(1, 2)
-
-
-class DitHead(nn.Module):
-    """Modulated norm, projection and unpatchify: tokens to flow."""
-
-    def __init__(self, config: DitConfig, height: int, width: int) -> None:
-        super().__init__()
-        self.config, self.rows, self.columns = config, height // 2, width // 2
-        self.modulation = nn.Parameter(torch.empty(1, 2, config.dim))
-        self.head = nn.Linear(config.dim, config.out_dim * math.prod(config.patch_size))
-
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        """Return the flow, float32 ``[B, F, C, h, w]``."""
-        modulation = Modulation(self.modulation, e.unsqueeze(2).expand(-1, -1, 2, -1))
-        flow = self.head(modulated_norm(x, modulation, 0, 1, self.config.eps)).float()
-        flow = flow.view(x.shape[0], -1, self.rows, self.columns, 2, 2, self.config.out_dim)
-        return flow.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
-
-
-class DitOut(PackageModule):
-    """Head, flow to x0, and re-noising to the next denoise step."""
-
-    sigmas: Tensor
-    timesteps: Tensor
-
-    def __init__(
-        self, config: DitConfig, height: int, width: int, shift: float, timesteps: int = 1000
-    ) -> None:
-        super().__init__()
-        self.head = DitHead(config, height, width)
-        sigmas, table = flow_table(shift, timesteps)
-        self.register_buffer("sigmas", sigmas)
-        self.register_buffer("timesteps", table)
-
-    def forward(
-        self,
-        x: Tensor,
-        e: Tensor,
-        latent: Tensor,
-        timestep: Tensor,
-        next_sigma: Tensor,
-        noise: Tensor,
-    ) -> Tensor:
-        """Return the latent at the next noise level; with ``next_sigma`` 0, the finished x0.
-
-        Args:
-            latent, noise: float32 ``[B, F, C, h, w]``; timestep: float32 ``[B, 1]``.
-            next_sigma: float32 ``[B]``.
-        """
-        sigma = nearest_sigma(timestep, self.sigmas, self.timesteps)
-        x0 = latent - sigma.view(-1, sigma.shape[1], 1, 1, 1) * self.head(x, e)
-        return add_noise(x0, noise, next_sigma)
-
-
-class TextEmbedding(PackageModule):
-    """Project prompt embeddings to the DiT's width."""
-
-    def __init__(self, config: DitConfig) -> None:
-        super().__init__()
-        self.text_embedding = nn.Sequential(
-            nn.Linear(config.text_dim, config.dim),
-            nn.GELU("tanh"),
-            nn.Linear(config.dim, config.dim),
-        )
-
-    def forward(self, prompt_embeds: Tensor) -> Tensor:
-        """Return the context ``[1, text_len, dim]`` of float32 ``[1, text_len, text_dim]``."""
-        first = cast(nn.Linear, self.text_embedding[0])
-        return self.text_embedding(prompt_embeds.to(first.weight.dtype))
 
 
 def rope_frequencies(pairs: int) -> Tensor:

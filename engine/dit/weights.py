@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from sdrt.engine.how import NOTHING, How
 from sdrt.engine.preset.preset import DitConfig
 
 
@@ -42,11 +43,17 @@ def public_shapes(config: DitConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def from_public(config: DitConfig, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def from_public(
+    config: DitConfig, tensors: Mapping[str, Tensor], how: How = NOTHING
+) -> Iterator[tuple[str, Tensor]]:
     """Yield the modules' parameters one after another, so that no second copy is ever whole.
 
     Names are ``in.*`` (:class:`DitIn`), ``block.<layer>.*``, ``cross.<layer>.*``
     (:class:`CrossKV`), ``out.*`` (:class:`DitOut`) and ``text.*`` (:class:`TextEmbedding`).
+
+    Args:
+        tensors: the public checkpoint, complete.
+        how: as the modules get it; their weights lie the same whatever it says.
     """
     yield "in.patch_embedding.weight", tensors["patch_embedding.weight"].flatten(1)
     yield "in.patch_embedding.bias", tensors["patch_embedding.bias"]

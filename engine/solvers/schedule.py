@@ -38,17 +38,3 @@ def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     """Return ``(1 - sigma) clean + sigma noise``; ``sigma`` broadcasts over trailing dimensions."""
     sigma = sigma.reshape(sigma.shape + (1,) * (clean.ndim - sigma.ndim))
     return (1 - sigma) * clean + sigma * noise
-
-
-def step_tables(
-    steps: tuple[int, ...], shift: float, warp: bool, total: int = 1000
-) -> tuple[Tensor, Tensor]:
-    """Return ``(timesteps, next_sigmas)``, float32 ``[n]`` each, of the denoise steps.
-
-    ``next_sigmas[i]`` is the noise put back after step ``i``; it is 0 after the last one, so
-    that re-noising then keeps the finished x0.
-    """
-    sigmas, timesteps = flow_table(shift, total)
-    own = denoise_timesteps(steps, shift, warp, total)
-    after = nearest_sigma(own[1:], sigmas, timesteps)
-    return own, torch.cat([after, torch.zeros(1)])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from sdrt.export.plan.draft import Draft, table
 from sdrt.runtime.directory.specs import Op, Ref, Replay, copy, noise, replay, weight
 
 
@@ -10,24 +11,31 @@ def replays(stages: Iterable[str]) -> tuple[Replay, ...]:
     return tuple(replay(stage) for stage in stages)
 
 
+def noises(targets: Iterable[Ref]) -> tuple[Op, ...]:
+    """Return the ops that fill buffers with noise."""
+    return tuple(noise(target) for target in targets)
+
+
 def denoise_steps(
-    steps: int, noisy: Ref, latent: Ref, row: tuple[Ref, Ref, Ref], stages: Sequence[str]
+    draft: Draft,
+    noisy: Ref,
+    latent: Ref,
+    row: Sequence[Ref],
+    drawn: Sequence[Ref],
+    stages: Sequence[str],
 ) -> list[Op]:
     """Return all denoise steps of one chunk, one after another, from ``noisy`` to ``latent``.
 
     Args:
-        row: where the stages read a step's timestep, next sigma and noise.
+        row: where the stages read a step's row of the solver's columns.
+        drawn: the noise that the solver takes, if it draws any.
         stages: of one pass of the DiT.
     """
-    timestep, sigma, renoise = row
     ops: list[Op] = []
-    for step in range(steps):
+    for step in range(draft.steps):
         if step:
             ops.append(copy(latent, noisy))
-        ops += [
-            copy(weight("schedule.timesteps", (step, step + 1)), timestep),
-            copy(weight("schedule.next_sigmas", (step, step + 1)), sigma),
-            noise(renoise),
-            *replays(stages),
-        ]
+        rows = (weight(table(column), (step, step + 1)) for column in draft.columns)
+        ops += [copy(source, target) for source, target in zip(rows, row, strict=True)]
+        ops += [*noises(drawn), *replays(stages)]
     return ops

@@ -46,30 +46,24 @@ class Rollout:
     def _buffers(self) -> None:
         draft, builder = self.draft, self.draft.builder
         draft.latents("noisy", 1, self.frames)
-        draft.latents("renoise", 1, self.frames, role="noise")
         draft.latents("finished", 1, self.frames)
-        builder.buffer("timestep", (1, 1), torch.float32, "timestep")
-        builder.buffer("next_sigma", (1,), torch.float32, "sigma")
+        self._row, self._drawn = draft.row(), draft.noise("renoise", 1, self.frames)
         builder.buffer("frame", (1,), torch.int64, "position", "state")
 
     def _pass(self, phase: Phase, result: str | None) -> DitPass:
         return DitPass(
             phase=phase,
             latent="noisy",
-            timestep="timestep",
             position="frame",
-            next_sigma="next_sigma",
-            noise="renoise",
+            row=(*self._row, *self._drawn),
             result=result,
         )
 
     def _step(self, index: int, is_full: bool) -> StepSpec:
         """Return the AR step as it is from ``index`` on."""
         phase: Phase = "steady" if is_full else "filling"
-        row = (buffer("timestep"), buffer("next_sigma"), buffer("renoise"))
-        denoised = denoise_steps(
-            self.draft.steps, buffer("noisy"), buffer("latent"), row, self._diffuse[phase]
-        )
+        chunk = (buffer("noisy"), buffer("latent"))
+        denoised = denoise_steps(self.draft, *chunk, self._row, self._drawn, self._diffuse[phase])
         ops = (noise(buffer("noisy")), *denoised)
         decoded = "steady" if index else "first"
         tracks = (
@@ -91,7 +85,7 @@ class Rollout:
         if not self._clean:
             return []
         finished = copy(buffer("latent"), buffer("noisy"))
-        return [finished, fill(buffer("timestep"), 0), *replays(self._clean[phase])]
+        return [finished, fill(self._row[0], 0), *replays(self._clean[phase])]
 
     def _next(self) -> Op:
         return advance(buffer("frame"), self.frames)

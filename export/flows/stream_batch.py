@@ -6,9 +6,9 @@ them; the last row is finished. The first chunk passes its denoise steps one aft
 
 import torch
 
-from sdrt.export.flows.ops import denoise_steps, replays
+from sdrt.export.flows.ops import denoise_steps, noises, replays
 from sdrt.export.plan.dit import DitPass
-from sdrt.export.plan.draft import Draft
+from sdrt.export.plan.draft import Draft, table
 from sdrt.export.plan.stages import Stages
 from sdrt.runtime.directory.specs import (
     Op,
@@ -64,31 +64,27 @@ class StreamBatch:
         builder.buffer("timestep", (1,), torch.float32, "timestep")
         draft.latents("finished.steady", 1, self.frames)
         builder.buffer("frame", (1,), torch.int64, "position", "state")
-        draft.latents("renoise.steady", rows, self.frames, role="noise")
         draft.latents("latent.steady", rows, self.frames, state=True)
-        builder.buffer("timestep.first", (1, 1), torch.float32, "timestep")
-        builder.buffer("next_sigma.first", (1,), torch.float32, "sigma")
-        draft.latents("renoise.first", 1, self.first_frames, role="noise")
+        self._drawn = draft.noise("renoise.steady", rows, self.frames)
+        self._first_row = draft.row(".first")
+        self._first_drawn = draft.noise("renoise.first", 1, self.first_frames)
 
     def _first_pass(self) -> DitPass:
         return DitPass(
             phase="first",
             latent="noisy.first",
-            timestep="timestep.first",
             position="frame",
-            next_sigma="next_sigma.first",
-            noise="renoise.first",
+            row=(*self._first_row, *self._first_drawn),
             result="latent.first",
         )
 
     def _rows_pass(self, phase: Phase) -> DitPass:
+        _, *columns = map(table, self.draft.columns)  # a new chunk's timestep follows its motion
         return DitPass(
             phase=phase,
             latent="rows.latent",
-            timestep="rows.timestep",
             position="rows.position",
-            next_sigma=weight("schedule.next_sigmas"),
-            noise="renoise.steady",
+            row=("rows.timestep", *map(weight, columns), *self._drawn),
             result="latent.steady",
             shift=("latent.steady", "noisy.steady", "timestep", "frame"),
         )
@@ -107,13 +103,8 @@ class StreamBatch:
 
     def _first_step(self) -> StepSpec:
         noisy, latent = buffer("noisy.first"), buffer("latent.first")
-        denoised = denoise_steps(
-            self.draft.steps,
-            noisy,
-            latent,
-            (buffer("timestep.first"), buffer("next_sigma.first"), buffer("renoise.first")),
-            self._diffuse["first"],
-        )
+        row, drawn = self._first_row, self._first_drawn
+        denoised = denoise_steps(self.draft, noisy, latent, row, drawn, self._diffuse["first"])
         encode, decode = self._track_ends("first")
         diffuse = Track(name="diffuse", stream="diffuse", ops=(*denoised, *self._seed_rows()))
         return StepSpec(phase="first", starts_at=0, tracks=(encode, diffuse, decode))
@@ -125,7 +116,7 @@ class StreamBatch:
         return [
             *(copy(source, target) for source, target in pairs),
             fill(buffer("rows.position"), self.first_frames),
-            copy(weight("schedule.timesteps"), buffer("rows.timestep")),
+            copy(weight(table(next(iter(self.draft.columns)))), buffer("rows.timestep")),
             fill(buffer("frame"), self.first_frames),
         ]
 
@@ -137,7 +128,7 @@ class StreamBatch:
             copy(buffer("encoded.timestep"), buffer("timestep")),
         ]
         ops = [
-            noise(buffer("renoise.steady")),
+            *noises(self._drawn),
             *replays(self._diffuse[phase]),
             advance(buffer("frame"), self.frames),
         ]

@@ -1,14 +1,16 @@
 """The DiT's stages as packages: embeddings, one block for all layers, head; and the prompt's."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from sdrt.engine.dit.block import CrossKV, DitBlock, DitKeys
-from sdrt.engine.dit.embeddings import DitIn, DitOut, TextEmbedding
+from sdrt.engine.dit.block import DitBlock, DitKeys
+from sdrt.engine.dit.embeddings import DitIn
+from sdrt.engine.dit.head import DitOut
 from sdrt.engine.dit.rows import ShiftRows
+from sdrt.engine.dit.text import CrossKV, TextEmbedding
 from sdrt.export.plan.draft import Draft
-from sdrt.kernels.ring_attention import ANYWHERE
 from sdrt.runtime.directory.manifest import Backend
 from sdrt.runtime.directory.specs import Call, Condition, Group, Phase, Ref, Role, buffer, replay
 
@@ -28,12 +30,10 @@ class DitPass:
 
     phase: Phase
     latent: str
-    timestep: str
     position: str
-    next_sigma: str | Ref
-    """The noise level that the result is put at,"""
-    noise: str
-    """and the noise for it."""
+    row: Sequence[str | Ref]
+    """What the solver takes beside flow and latent: the timestep first, which the embeddings take
+    too, and the noise last, if it draws any."""
     result: str | None
     """Takes the latent at the next noise level; None: only the keys and values count (a clean
     pass)."""
@@ -102,7 +102,7 @@ class DitStages:
     def _packages(self, dit_pass: DitPass) -> None:
         """Declare the packages that a pass calls."""
         builder, preset, shape = self.builder, self.preset, dit_pass.shape
-        dit, stream, schedule = preset.dit, preset.stream, preset.schedule
+        dit, stream = preset.dit, preset.stream
         batch, frames = self._rows(dit_pass)
         size, how = preset.latent_size, self.draft.how
         window, first = stream.window_frames, dit_pass.phase == "first"
@@ -120,10 +120,9 @@ class DitStages:
                 dit,
                 batch,
                 *ring,
-                full=dit_pass.phase == "steady",
+                phase=dit_pass.phase,
                 refresh_threshold=threshold,
-                attention=how.get(f"dit.attention.ring.{dit_pass.phase}", ANYWHERE),
-                text_attention=how.get(f"dit.attention.text.{shape}", ANYWHERE),
+                how=how,
             ),
         )
         if dit_pass.result is None:
@@ -131,7 +130,7 @@ class DitStages:
             return
         builder.package(
             f"dit_out.{shape}",
-            lambda: DitOut(dit, *size, schedule.shift, schedule.num_train_timesteps),
+            lambda: DitOut(dit, *size, self.draft.solver),
         )
 
     def _rows(self, dit_pass: DitPass) -> tuple[int, int]:
@@ -146,7 +145,7 @@ class DitStages:
         if dit_pass.shift is not None:
             moved: dict[str, Role] = {dit_pass.latent: "latent"}
             calls.append(builder.call("shift", dit_pass.shift, moved, states="rows"))
-        inputs = (dit_pass.latent, dit_pass.timestep, dit_pass.position)
+        inputs = (dit_pass.latent, dit_pass.row[0], dit_pass.position)
         embedded: dict[str, Role] = {f"{name}.{shape}": role for name, role in SHARED.items()}
         outputs: dict[str, Role] = {f"{x}.0": "activation", f"e.{shape}": "activation", **embedded}
         return [*calls, builder.call(f"dit_in.{shape}", inputs, outputs, weights="in")]
@@ -174,8 +173,7 @@ class DitStages:
         """Return the call after the blocks: head, and what the solver makes of its flow."""
         assert dit_pass.result is not None
         residual = f"{x}.{self.preset.dit.num_layers % 2}"
-        inputs = [residual, f"e.{dit_pass.shape}", dit_pass.latent, dit_pass.timestep]
-        inputs += [dit_pass.next_sigma, dit_pass.noise]
+        inputs = [residual, f"e.{dit_pass.shape}", dit_pass.latent, *dit_pass.row]
         result: dict[str, Role] = {dit_pass.result: "latent"}
         return self.builder.call(f"dit_out.{dit_pass.shape}", inputs, result, weights="out")
 

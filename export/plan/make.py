@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING, NamedTuple
 
 from sdrt.engine.preset.preset import Preset
-from sdrt.engine.solvers.schedule import step_tables
 from sdrt.export.flows.rollout import Rollout
 from sdrt.export.flows.stream_batch import StreamBatch
 from sdrt.export.plan.coders import CoderStages
@@ -43,13 +42,7 @@ def make_plan(recipe: "Recipe") -> Plan:
         BackendError: a backend cannot hold the preset.
     """
     draft, preset = Draft(recipe), recipe.preset
-    builder, plan, schedule = draft.builder, draft.builder.plan, preset.schedule
-    timesteps, next_sigmas = step_tables(
-        schedule.steps, schedule.shift, schedule.warp, schedule.num_train_timesteps
-    )
-    builder.table("schedule.timesteps", timesteps.view(-1, 1))
-    builder.table("schedule.next_sigmas", next_sigmas)
-    stages = _stages(draft)
+    plan, stages = draft.builder.plan, _stages(draft)
     plan.stream = stream_spec(preset)
     plan.conditions = (prompt_condition(draft),)
     stages.dit.prompt()

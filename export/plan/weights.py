@@ -49,7 +49,7 @@ def _converted(
     """Yield the parameters of all modules under the names that :mod:`pipeline` gives them."""
     shapes = dit_weights.public_shapes(preset.dit)
     tensors = source.load("dit", shapes, device=device)
-    yield from dit_weights.from_public(preset.dit, tensors)
+    yield from dit_weights.from_public(preset.dit, tensors, how)
     for coder in preset.coders:
         tensors = source.load(coder.component, coder.public_shapes(preset), device=device)
         for name, tensor in coder.from_public(preset, tensors, how).items():

@@ -7,16 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdrt.engine.dit.block import CrossKV, DitBlock
-from sdrt.engine.dit.embeddings import (
-    DitIn,
-    DitOut,
-    TextEmbedding,
-    rope_frequencies,
-    sinusoid_frequencies,
-)
+from sdrt.engine.dit.block import DitBlock
+from sdrt.engine.dit.embeddings import DitIn, rope_frequencies, sinusoid_frequencies
+from sdrt.engine.dit.head import DitOut
 from sdrt.engine.dit.ring import ring_slots
 from sdrt.engine.dit.rows import ShiftRows
+from sdrt.engine.dit.text import CrossKV, TextEmbedding
 from sdrt.engine.module import PackageModule
 from sdrt.export.tensorrt.settings import RingMode
 from sdrt.kernels.qk_norm_rope import norm_rope

@@ -8,7 +8,7 @@ its weights are stored once.
 from collections.abc import Sequence
 from functools import partial
 
-from sdrt.engine.dit.embeddings import DitOut
+from sdrt.engine.dit.head import DitOut
 from sdrt.engine.dit.rows import ShiftRows
 from sdrt.engine.latents import latent_decoder, latent_encoder
 from sdrt.engine.motion import Intake
@@ -149,7 +149,7 @@ class PlanDitStages:
     def _inputs(self, dit_pass: DitPass, index: int, is_last: bool) -> list[str | Ref]:
         """Return what a range takes, in the order of :meth:`DitRange.forward`."""
         first, last = self.draft.ranges[index]
-        own = (dit_pass.latent, dit_pass.timestep, dit_pass.position)
+        own = (dit_pass.latent, dit_pass.row[0], dit_pass.position)
         inputs: list[str | Ref] = list(dit_pass.shift or own)
         if index:
             *shared, places = (f"{name}.{dit_pass.shape}" for name in HANDED_ON)
@@ -157,7 +157,7 @@ class PlanDitStages:
             inputs = [f"x.{dit_pass.shape}.{index % 2}", *shared, where]
             inputs += [f"e.{dit_pass.shape}", *own[:2]] if is_last else []
         text = self._text(first, last)
-        return [*inputs, *text, *([dit_pass.next_sigma, dit_pass.noise] if is_last else [])]
+        return [*inputs, *text, *(dit_pass.row[1:] if is_last else [])]
 
     def _outputs(self, dit_pass: DitPass, index: int, is_last: bool) -> dict[str, Role]:
         """Return what a range makes: even ranges read the one residual stream, odd the other."""
@@ -182,7 +182,15 @@ class PlanDitStages:
         batch, frames = self.builder.plan.buffers[latent].shape[:2]
         timesteps = schedule.num_train_timesteps
         threshold = stream.sink_refresh_threshold if self._refreshes(dit_pass) else -1.0
-        sizes = (dit, batch, preset.tokens_per_frame, window, stream.sink_frames, False, threshold)
+        sizes = (
+            dit,
+            batch,
+            preset.tokens_per_frame,
+            window,
+            stream.sink_frames,
+            "filling",
+            threshold,
+        )
         blocks = {
             layer: OnnxDitBlock(*sizes, ring=self.draft.recipe.tensorrt.ring)
             for layer in range(first, last)
@@ -192,7 +200,7 @@ class PlanDitStages:
         if first == 0:
             embeddings = OnnxDitIn(dit, *size, frames, window, sink, timesteps=timesteps)
         if last == dit.num_layers:
-            head = DitOut(dit, *size, schedule.shift, timesteps)
+            head = DitOut(dit, *size, self.draft.solver)
         rows = ShiftRows(self.draft.steps) if dit_pass.shift and first == 0 else None
         return DitRange(blocks, embeddings, head, rows)
 

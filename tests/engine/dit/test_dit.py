@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from sdrt.engine.dit.block import CrossKV, DitBlock
-from sdrt.engine.dit.embeddings import DitHead, DitIn, TextEmbedding
+from sdrt.engine.dit.block import DitBlock
+from sdrt.engine.dit.embeddings import DitIn
+from sdrt.engine.dit.head import DitHead
+from sdrt.engine.dit.text import CrossKV, TextEmbedding
 from sdrt.engine.dit.weights import from_public, public_shapes
 from sdrt.engine.preset.preset import DitConfig
 
@@ -39,7 +41,7 @@ def forward(golden, recipe):
         "time_projection": e0.flatten(2)[0],
         "text_embedding": text,
     }
-    block = DitBlock(config, 1, tokens, WINDOW, SINK, full=False)
+    block = DitBlock(config, 1, tokens, WINDOW, SINK, "filling")
     cross = CrossKV(config)
     for layer in range(config.num_layers):
         states = block.states("cpu")

@@ -1,15 +1,8 @@
 """The flow-matching schedule against the golden tables."""
 
 import pytest
-import torch
 
-from sdrt.engine.solvers.schedule import (
-    add_noise,
-    denoise_timesteps,
-    flow_table,
-    nearest_sigma,
-    step_tables,
-)
+from sdrt.engine.solvers.schedule import add_noise, denoise_timesteps, flow_table, nearest_sigma
 
 
 @pytest.mark.parametrize("shift", [5, 8])
@@ -34,11 +27,3 @@ def test_warped_steps_match_the_reference(golden, relative_error):
     tensors, _ = golden("scheduler")
     steps = denoise_timesteps((1000, 750, 500, 250), 5.0, warp=True)
     assert relative_error(steps, tensors["warped_shift5"]) <= 1e-6
-
-
-def test_the_last_step_keeps_x0():
-    """Reference: noise of sigma 0 leaves a latent as it is."""
-    timesteps, next_sigmas = step_tables((700, 500), 8.0, warp=False)
-    assert timesteps.tolist() == [700, 500] and next_sigmas[-1] == 0
-    clean, noise = torch.randn(2, 1, 16, 4, 4), torch.randn(2, 1, 16, 4, 4)
-    assert torch.equal(add_noise(clean, noise, torch.zeros(2)), clean)
