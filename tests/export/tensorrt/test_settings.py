@@ -39,4 +39,4 @@ def test_the_ring_follows_the_library(version, ring, monkeypatch):
         ("tensorrt-rtx", "length"),
         ("inductor", "length"),
     ):
-        assert settings.choose_ring({"dit": backend}) == expected
+        assert settings.choose_ring(backend) == expected
