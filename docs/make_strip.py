@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sdrt.runtime.demo import open_session, sample_clip
+from sdrt.runtime.demo import open_session
 from sdrt.runtime.measure.stats import StreamStats
+from sdrt.runtime.sample_clip import sample_clip
 from sdrt.runtime.session import Session
 from sdrt.runtime.stream import stream_frames
 

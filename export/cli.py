@@ -211,7 +211,7 @@ def _recipe(preset: "Preset", options: Options, device: "torch.device") -> "Reci
         options.aux_streams,
         options.workspace_mib,
         str(options.timing_cache) if options.timing_cache else None,
-        choose_ring(backends),
+        choose_ring(backends["dit"]),
     )
     kind, groups = "cuda" if targets else device.type, choose_groups(options.fp8)
     return Recipe.of(preset, kind, ranges, backends, tensorrt=settings, fp8=groups)

@@ -244,7 +244,7 @@ def _input_frames(
             console.print(f"note: {note}")
         return source
     if request.demo:
-        from sdrt.runtime.demo import sample_clip
+        from sdrt.runtime.sample_clip import sample_clip
 
         return sample_clip(height=height, width=width)
     return None

@@ -267,7 +267,7 @@ class EngineCache:
         from sdrt.runtime.directory import manifest
 
         sources = build_key(request) + manifest.file_sha256(Path(manifest.__file__))
-        name, key = request.preset.name, hashlib.sha256(sources.encode()).hexdigest()[:16]
+        name, key = request.recipe.preset.name, hashlib.sha256(sources.encode()).hexdigest()[:16]
         target = self.folder / f"{name}--{key}"
         with FileLock(self.folder / f"{name}.lock"):
             if not target.exists():

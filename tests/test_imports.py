@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "runtime": {"sdrt.runtime", "sdrt.kernels"},
     "export": {
         *("sdrt.export", "sdrt.engine", "sdrt.kernels"),
-        *("sdrt.runtime.directory.manifest", "sdrt.runtime.command"),
+        *("sdrt.runtime.directory", "sdrt.runtime.command"),
     },
     "bench": {"sdrt"},
 }
@@ -25,10 +25,14 @@ MAY_IMPORT = {
 
 ALSO = {
     "export/trial_worker.py": {"sdrt.runtime.programs.loaders"},
-    "export/plan/eager.py": {"sdrt.runtime.programs.program", "sdrt.runtime.session"},
+    "export/plan/eager.py": {
+        "sdrt.runtime.programs.program",
+        "sdrt.runtime.engine",
+        "sdrt.runtime.session",
+    },
     "export/quantise/calibrate.py": {
         "sdrt.runtime.session",
-        "sdrt.runtime.demo",
+        "sdrt.runtime.sample_clip",
         "sdrt.runtime.video.reader",
     },
 }
@@ -128,7 +132,7 @@ def test_a_build_streams_nothing_unless_it_calibrates(module: str) -> None:
     """Neither a session nor what reads and writes clips is imported to build an engine."""
     code = (
         "import sys, sdrt.export.{0}\n"
-        "unwanted = {{'sdrt.runtime.session', 'sdrt.runtime.demo', 'av', 'PIL'}}\n"
+        "unwanted = {{'sdrt.runtime.session', 'sdrt.runtime.sample_clip', 'av', 'PIL'}}\n"
         "print(sorted(unwanted & sys.modules.keys()))"
     )
     command = [sys.executable, "-c", code.format(module)]
@@ -140,7 +144,7 @@ def test_the_builder_does_without_optional_packages():
     """Reference: an install without extras; blocked modules stand for missing ones."""
     blocked = ["onnx", "onnx_ir", "onnxscript", "onnxruntime", "tensorrt", "tensorrt_rtx"]
     blocked += ["matplotlib", "pynvml", "nvtx", "triton"]
-    modules = ["export.cli", "export.build", "export.inductor.worker", "export.plan.pipeline"]
+    modules = ["export.cli", "export.build", "export.inductor.worker", "export.plan.make"]
     modules += ["export.trial_worker"]
     modules += ["runtime.cli", "runtime.session", "runtime.demo", "bench.cli", "bench.run"]
     lines = ["import sys"] + [f"sys.modules[{name!r}] = None" for name in blocked]

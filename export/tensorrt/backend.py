@@ -5,17 +5,15 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from sdrt.export.child import Child, ChildCrash
-from sdrt.export.disk import DiskFullError
 from sdrt.export.plan.plan import Plan
 from sdrt.export.progress import Progress
 from sdrt.export.quantise.fp8 import check_fp8, is_quantised
 from sdrt.export.recipe import Ranges
-from sdrt.export.tensorrt.builder import PlanError
+from sdrt.export.tensorrt.child import PlanWorker
 from sdrt.export.tensorrt.settings import LIBRARIES, architectures, check_installed
 from sdrt.export.tensorrt.stages import default_ranges
 from sdrt.export.trial import Trial
@@ -32,59 +30,6 @@ if TYPE_CHECKING:  # the first imports the session, the others ask for the backe
     from sdrt.export.job import Job
     from sdrt.export.quantise.calibrate import Calibration
     from sdrt.export.request import Request
-
-
-class PlanWorker:
-    """Checks and builds plans one after another, in a child process."""
-
-    def __init__(self, setup: Mapping[str, Any], progress: Progress) -> None:
-        self._child = Child("sdrt.export.tensorrt.worker", setup)
-        self._progress = progress
-
-    def check(self, name: str) -> float:
-        """Compare a plan's graph with the eager module; return the relative error.
-
-        Raises:
-            PlanError: it is beyond the tolerance, or took the process down.
-        """
-        return self._ask(name, "checking in onnxruntime", {"check": name})["error_found"]
-
-    def build(self, name: str, known: str | None, largest: Mapping[str, float]) -> dict[str, Any]:
-        """Build one plan; return the child's answer.
-
-        Args:
-            known: the hash of a plan's weights and scales that is there already.
-            largest: the weights of linears to quantise, with the largest inputs of these.
-        Raises:
-            PlanError: it failed, or took the process down.
-            DiskFullError: it does not fit on the disk.
-        """
-        request = {"name": name, "known": known, "largest": dict(largest)}
-        return self._ask(name, "exporting", request)
-
-    def _ask(self, name: str, what: str, request: Mapping[str, Any]) -> dict[str, Any]:
-        def show(step: Mapping[str, Any]) -> None:
-            self._progress.step(name, step["done"], step["phase"])
-
-        self._progress.started(name)
-        self._progress.step(name, 0.0, what)
-        try:
-            answer = self._child.ask(request, show)
-        except ChildCrash as crash:
-            raise PlanError(
-                f"plan {name}: the builder crashed ({crash}), most likely for want of "
-                "memory or by a fault of the library; try smaller --ranges or another version"
-            ) from None
-        if "error" in answer:
-            kind = DiskFullError if answer["disk_full"] else PlanError
-            raise kind(f"plan {name}: {answer['error']}")
-        return answer
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._child.close()
 
 
 class TensorRt:

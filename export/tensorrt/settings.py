@@ -43,12 +43,12 @@ def uses_tensorrt(backends: Mapping[str, Backend]) -> bool:
     return not LIBRARIES.keys().isdisjoint(backends.values())
 
 
-def choose_ring(backends: Mapping[str, Backend]) -> RingMode:
-    """Return the best that the installed library can do with the K/V ring.
+def choose_ring(backend: str) -> RingMode:
+    """Return the best that the installed library of the DiT's backend can do with the K/V ring.
 
     Without a library the answer means nothing: :func:`check_installed` refuses such a build.
     """
-    if backends["dit"] != "tensorrt":
+    if backend != "tensorrt":
         return "length"
     try:
         version = importlib.metadata.version("tensorrt")

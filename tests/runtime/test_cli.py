@@ -25,6 +25,7 @@ from sdrt.runtime.directory.manifest import (
 )
 from sdrt.runtime.directory.specs import StreamSpec
 from sdrt.runtime.measure.stats import STAGES
+from sdrt.runtime.sample_clip import sample_clip
 from sdrt.runtime.session import Chunk, Session, SessionError
 from sdrt.runtime.video.reader import open_input
 from sdrt.runtime.video.writer import FrameWriter
@@ -498,7 +499,7 @@ def test_the_demo_builds_once_and_shows_both_sides(
     assert [session.prompt for session in sessions] == ["neon discs", "lava"]
     # In grey: H.264's colours are too coarse for edges in so small a picture.
     shown = np.stack(list(open_input(Path("sdrt-demo.mp4"), 2 * WIDTH, HEIGHT, 16))).mean(axis=-1)
-    clip = np.stack(list(demo.sample_clip(13, HEIGHT, WIDTH))).mean(axis=-1)
+    clip = np.stack(list(sample_clip(13, HEIGHT, WIDTH))).mean(axis=-1)
     assert np.abs(shown[:, :, :WIDTH] - clip).mean() < 6
     assert np.abs(shown[:, :, WIDTH:] - (255 - clip)).mean() < 6
 
@@ -560,10 +561,10 @@ def test_cache_root(monkeypatch, tmp_path: Path) -> None:
 
 
 def test_the_sample_clip_is_deterministic_and_moves() -> None:
-    first = np.stack(list(demo.sample_clip(9)))
+    first = np.stack(list(sample_clip(9)))
     assert first.shape == (9, 128, 224, 3) and first.dtype == np.uint8
-    assert (first == np.stack(list(demo.sample_clip(9)))).all()
-    assert (first != np.stack(list(demo.sample_clip(9, seed=8)))).any()
+    assert (first == np.stack(list(sample_clip(9)))).all()
+    assert (first != np.stack(list(sample_clip(9, seed=8)))).any()
     change = np.abs(np.diff(first.astype(int), axis=0)).mean(axis=(1, 2, 3))
     assert (change > 0.5).all() and (change < 30).all()
-    assert sum(1 for _ in demo.sample_clip()) == 97
+    assert sum(1 for _ in sample_clip()) == 97

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdrt.runtime.demo import sample_clip
 from sdrt.runtime.measure.stats import STAGES
+from sdrt.runtime.sample_clip import sample_clip
 from sdrt.runtime.video.reader import open_input
 from sdrt.runtime.video.writer import FrameWriter
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdrt.runtime.demo import sample_clip
+from sdrt.runtime.sample_clip import sample_clip
 from sdrt.runtime.session import IN_FLIGHT, Session, SessionError
 
 CHUNKS = 9
@@ -231,7 +231,7 @@ PROBE = """
 import json, resource, sys
 import torch
 plain = set(sys.modules)
-from sdrt.runtime.demo import sample_clip
+from sdrt.runtime.sample_clip import sample_clip
 from sdrt.runtime.session import Session
 import numpy as np
 

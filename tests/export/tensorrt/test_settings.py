@@ -1,7 +1,6 @@
 """What TensorRT needs and can do here: what is not installed is named before any work."""
 
 import importlib.metadata
-from typing import Any
 
 import pytest
 
@@ -40,5 +39,4 @@ def test_the_ring_follows_the_library(version, ring, monkeypatch):
         ("tensorrt-rtx", "length"),
         ("inductor", "length"),
     ):
-        chosen: Any = {"dit": backend}
-        assert settings.choose_ring(chosen) == expected
+        assert settings.choose_ring(backend) == expected

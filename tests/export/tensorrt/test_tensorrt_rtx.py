@@ -28,8 +28,8 @@ from sdrt.runtime.session import Session
 for optional in ("tensorrt_rtx", "onnx", "onnxscript"):
     pytest.importorskip(optional, reason="the extra `tensorrt-rtx` is not installed")
 
-from sdrt.export.tensorrt.backend import PlanWorker  # noqa: E402
 from sdrt.export.tensorrt.builder import Cancelled, PlanError, build_plan, load_library  # noqa: E402
+from sdrt.export.tensorrt.child import PlanWorker  # noqa: E402
 from sdrt.export.tensorrt.onnx import export_stage  # noqa: E402
 from sdrt.export.tensorrt.onnxruntime import TOLERANCE, OrtProgram  # noqa: E402
 

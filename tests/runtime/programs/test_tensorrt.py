@@ -39,10 +39,10 @@ from sdrt.runtime.directory.specs import (
 )
 from sdrt.runtime.directory.variants import choose_variant
 from sdrt.runtime.programs import tensorrt
+from sdrt.runtime.programs.jit_cache import JitCache
 from sdrt.runtime.programs.loaders import keep_compiled
 from sdrt.runtime.programs.tensorrt import (
     Activations,
-    JitCache,
     PlanRunError,
     TensorRtProgram,
     add_command,
