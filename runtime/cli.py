@@ -71,12 +71,17 @@ def sdrun(
         bool,
         typer.Option(help="Stages of different chunks at once (GPU); without: less memory."),
     ] = True,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print what an AR step of the engine does, and stop.")
+    ] = False,
     text_encoder: Annotated[
         str | None,
         typer.Option(help="Where UMT5 runs: cpu spares 11 GB of GPU memory; else with the rest."),
     ] = None,
 ) -> int:
     """Stream video through an engine directory that build-engines made."""
+    if explain:
+        return _explain(engine)
     clip = None if input in (None, "none") else Path(input)
     return run(
         Request(
@@ -122,6 +127,18 @@ def run(request: Request) -> int:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     with _open_session(request, console) as session:
         return _stream_to_file(session, request, output, prompt, console)
+
+
+def _explain(engine: Path | None) -> int:
+    """Print an engine's program; nothing is loaded."""
+    from sdrt.runtime.directory.manifest import read_manifest
+    from sdrt.runtime.explain import explain
+
+    if engine is None:
+        raise CommandError("no engine: give --engine DIR, made by build-engines")
+    for line in explain(read_manifest(engine)):
+        typer.echo(line)
+    return 0
 
 
 def _demo_request(request: Request) -> Request:
