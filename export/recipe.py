@@ -35,7 +35,7 @@ class Recipe(BaseModel):
     fp8: tuple[str, ...] = ()
     """Groups of the DiT's linears that are asked for in FP8."""
     how: dict[str, str] = {}
-    """Place, such as ``attention.ring.steady`` -> implementation; elsewhere what runs anywhere."""
+    """Place, such as ``dit.attention.ring.steady`` -> implementation; else what runs anywhere."""
 
     @classmethod
     def of(

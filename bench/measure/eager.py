@@ -15,7 +15,7 @@ from sdrt.runtime.session import Session
 
 
 class EagerProgram:
-    """A stage module behind the interface of a package; every op runs its plain reference."""
+    """A module behind the interface of a package; every op runs its plain reference."""
 
     def __init__(self, module: FlatModule) -> None:
         self._module = module

@@ -19,7 +19,7 @@ from sdrt.runtime.session import Session
 
 
 def with_weights(planned: PlannedPackage, weights: Mapping[str, Tensor]) -> PackageModule:
-    """Return the stage module of a plan with its parameters in place.
+    """Return a plan's module with its parameters in place.
 
     Args:
         weights: every tensor that the plan bakes in, by name.
