@@ -214,6 +214,11 @@ class Manifest(Variant):
         """Return a stage by its name."""
         return next(stage for stage in self.stages if stage.name == name)
 
+    def tables(self) -> set[str]:
+        """Return the weights that ops read, beside those that packages take."""
+        refs = (ref for _, ops in self._programs() for op in ops for ref in op_refs(op))
+        return {ref.name for ref in refs if ref.kind == "weight"}
+
     @property
     def known_builds(self) -> tuple[BuildSpec, ...]:
         """``builds``; of a directory that another program made, what its preset is called."""
