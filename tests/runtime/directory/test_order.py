@@ -1,18 +1,14 @@
 """Events between streams: enough of them, none too many, in every program and at random."""
 
 import random
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
 from itertools import combinations
 from typing import NamedTuple
 
 import pytest
 
 from sdrt.engine.preset.files import preset_names
-from sdrt.engine.preset.preset import load
 from sdrt.export.plan.plan import Plan
-from sdrt.export.recipe import Recipe
-from sdrt.export.tensorrt.stages import default_ranges
 from sdrt.runtime.directory.manifest import Backend
 from sdrt.runtime.directory.order import (
     Event,
@@ -44,11 +40,9 @@ PROGRAMS = pytest.mark.parametrize(
 )
 
 
-@cache
-def plan_of(preset: str, backend: Backend) -> Plan:
-    loaded = load(preset)
-    ranges = None if backend == "inductor" else default_ranges(loaded.dit.num_layers)
-    return Recipe.of(loaded, "cuda", ranges, backend).plan()
+@pytest.fixture
+def plan_of(planned) -> Callable[..., Plan]:
+    return lambda preset, backend="inductor": planned(preset, backend)[1]
 
 
 def states_of(plan: Plan) -> list[str]:
@@ -92,7 +86,7 @@ def changed(plan: Plan, phase: str, name: str, **update: object) -> tuple[StepSp
 
 
 @PROGRAMS
-def test_an_order_is_enough_and_none_of_it_can_be_left_out(preset: str, backend: Backend) -> None:
+def test_an_order_is_enough_and_none_of_it_can_be_left_out(plan_of, preset, backend) -> None:
     plan = plan_of(preset, backend)
     order = derive_order(plan.steps, plan.stages)
     check(plan, order)
@@ -103,7 +97,7 @@ def test_an_order_is_enough_and_none_of_it_can_be_left_out(preset: str, backend:
 
 
 @PROGRAMS
-def test_a_steady_step_hands_over_with_a_pair_of_events(preset: str, backend: Backend) -> None:
+def test_a_steady_step_hands_over_with_a_pair_of_events(plan_of, preset, backend) -> None:
     """Reference: by hand. Between two streams the later waits for the result, and the earlier,
     before it makes another, for its copy: 4 waits a step for three streams, 2 for two."""
     plan = plan_of(preset, backend)
@@ -131,9 +125,9 @@ def test_a_steady_step_hands_over_with_a_pair_of_events(preset: str, backend: Ba
     assert sorted(recorded) == sorted(event for _, event in expected)
 
 
-def test_the_first_step_waits_for_nothing_of_a_step_before() -> None:
+def test_the_first_step_waits_for_nothing_of_a_step_before(plan_of) -> None:
     """Only from track to track; the row batch's second step waits for its chunk, no frames yet."""
-    plan = plan_of("tiny", "inductor")
+    plan = plan_of("tiny")
     waits = derive_order(plan.steps, plan.stages).waits
     found = {
         (place.step, event) for place, events in waits.items() for event in events if place.step < 2
@@ -148,8 +142,8 @@ def test_the_first_step_waits_for_nothing_of_a_step_before() -> None:
 # Programs that must be refused
 
 
-def test_a_buffer_that_nothing_wrote_is_refused() -> None:
-    plan = plan_of("tiny", "inductor")
+def test_a_buffer_that_nothing_wrote_is_refused(plan_of) -> None:
+    plan = plan_of("tiny")
     diffuse = next(track for track in plan.steps[1].tracks if track.name == "diffuse")
     for lost in diffuse.hand_over:
         kept = tuple(op for op in diffuse.hand_over if op != lost)
@@ -162,8 +156,8 @@ def test_a_buffer_that_nothing_wrote_is_refused() -> None:
         check(plan, steps=changed(plan, "first", "decode", ops=()))
 
 
-def test_what_a_condition_never_made_is_refused() -> None:
-    plan = plan_of("tiny", "inductor")
+def test_what_a_condition_never_made_is_refused(plan_of) -> None:
+    plan = plan_of("tiny")
     with pytest.raises(OrderError, match="reads cross_k.0.*, which nothing wrote"):
         check_order(plan.steps, plan.stages, (), states_of(plan))
     silent = plan.conditions[0].model_copy(update={"ops": (copy(buffer("a"), buffer("b")),)})
@@ -181,31 +175,31 @@ def test_what_a_condition_never_made_is_refused() -> None:
         ("self-forcing-1.3b-480p", "steady", "decode", "encode"),
     ],
 )
-def test_a_track_on_another_stream_needs_other_events(preset, phase, name, stream) -> None:
+def test_a_track_on_another_stream_needs_other_events(plan_of, preset, phase, name, stream) -> None:
     """The events of the program as it was do not hold for it; its own do."""
-    plan = plan_of(preset, "inductor")
+    plan = plan_of(preset)
     steps = changed(plan, phase, name, stream=stream)
     with pytest.raises(OrderError, match=f"that stream {stream}|that stream {name} may not have"):
         check(plan, derive_order(plan.steps, plan.stages), steps)
     check(plan, steps=steps)
 
 
-def test_what_conditions_make_is_read_on_their_stream_only() -> None:
+def test_what_conditions_make_is_read_on_their_stream_only(plan_of) -> None:
     """Prompts change at any time: no event can order that."""
-    plan = plan_of("tiny", "inductor")
+    plan = plan_of("tiny")
     with pytest.raises(OrderError, match=r"cross_k\.0, which a condition does on stream diffuse"):
         check(plan, steps=changed(plan, "steady", "diffuse", stream="encode"))
 
 
-def test_a_program_without_events_is_refused() -> None:
+def test_a_program_without_events_is_refused(plan_of) -> None:
     for preset in ("tiny", "self-forcing-1.3b-480p"):
         with pytest.raises(OrderError, match="may not have"):
-            check(plan_of(preset, "inductor"), Order())
+            check(plan_of(preset), Order())
 
 
-def test_tracks_that_change_places_are_refused() -> None:
+def test_tracks_that_change_places_are_refused(plan_of) -> None:
     """The DiT before the encoder, or the decoder before the DiT, reads what is not there yet."""
-    plan = plan_of("tiny", "inductor")
+    plan = plan_of("tiny")
     order = derive_order(plan.steps, plan.stages)
     for step in plan.steps:
         for a, b in combinations(range(len(step.tracks)), 2):
@@ -270,7 +264,7 @@ def test_a_phase_of_one_step_is_not_taken_for_more() -> None:
 
 
 @PROGRAMS
-def test_phases_of_a_preset_follow_each_other_in_order(preset: str, backend: Backend) -> None:
+def test_phases_of_a_preset_follow_each_other_in_order(plan_of, preset, backend) -> None:
     """Reference: the brute-force checker, over every AR step up to the second steady one."""
     plan = plan_of(preset, backend)
     order = derive_order(plan.steps, plan.stages)
