@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from sdrt.runtime.directory.manifest import Manifest
-from sdrt.runtime.directory.order import Event, Order, Place, derive_order
+from sdrt.runtime.directory.order import (
+    CONDITION_STREAM,
+    Event,
+    Order,
+    Place,
+    derive_order,
+)
 from sdrt.runtime.directory.specs import (
     Advance,
     Copy,
@@ -27,8 +33,6 @@ from sdrt.runtime.streams import Streams
 
 FillNoise = Callable[[str, Tensor], object]
 """Fills a tensor, of the buffer of that name, with noise."""
-CONDITION_STREAM = "diffuse"
-"""Where conditions run: what they make is read there only, so that nothing waits for it."""
 
 
 class BoundOp:

@@ -12,7 +12,7 @@ from sdrt.export.describe import describe
 from sdrt.export.plan.plan import Plan, PlannedPackage, as_tuple
 from sdrt.export.recipe import Recipe
 from sdrt.kernels.dispatch import references
-from sdrt.runtime.directory.manifest import PackageSpec, TextSpec, WeightsSpec
+from sdrt.runtime.directory.manifest import Manifest, PackageSpec, TextSpec, WeightsSpec
 from sdrt.runtime.engine import Engine
 from sdrt.runtime.programs.program import Program
 from sdrt.runtime.session import Session
@@ -54,6 +54,31 @@ class EagerPlan:
             target.copy_(value)
 
 
+def planned_manifest(
+    recipe: Recipe, plan: Plan, device: torch.device, text: TextSpec | None = None
+) -> Manifest:
+    """Return the manifest of a plan before anything of it is built: its packages have no files.
+
+    Args:
+        plan: the recipe's.
+        text: what encodes prompts; hashed words unless given.
+    """
+    packages = {
+        name: PackageSpec(
+            backend=planned.backend,
+            file="",
+            sha256="",
+            bytes=0,
+            build_s=0.0,
+            arguments=planned.arguments,
+        )
+        for name, planned in plan.packages.items()
+    }
+    weights = WeightsSpec(sources={}, synthetic=False, files=())
+    text = text or TextSpec(kind="hashed-words")
+    return describe(plan, recipe, device, packages, weights, text)
+
+
 def rehearsal(
     recipe: Recipe,
     plan: Plan,
@@ -71,19 +96,6 @@ def rehearsal(
         tables: the plan's tables, and those weights that are no part of ``programs``.
         text: what encodes prompts, with its files in ``directory``; hashed words unless given.
     """
-    packages = {
-        name: PackageSpec(
-            backend=planned.backend,
-            file="",
-            sha256="",
-            bytes=0,
-            build_s=0.0,
-            arguments=planned.arguments,
-        )
-        for name, planned in plan.packages.items()
-    }
-    weights = WeightsSpec(sources={}, synthetic=False, files=())
-    text = text or TextSpec(kind="hashed-words")
-    manifest = describe(plan, recipe, device, packages, weights, text)
+    manifest = planned_manifest(recipe, plan, device, text)
     engine = Engine(manifest, programs, tables, device, directory, keeps_prompts=False)
     return engine.session(capture=False)

@@ -214,11 +214,6 @@ class Manifest(Variant):
         """Return a stage by its name."""
         return next(stage for stage in self.stages if stage.name == name)
 
-    def tables(self) -> set[str]:
-        """Return the weights that ops read, beside those that packages take."""
-        refs = (ref for _, ops in self._programs() for op in ops for ref in op_refs(op))
-        return {ref.name for ref in refs if ref.kind == "weight"}
-
     @property
     def known_builds(self) -> tuple[BuildSpec, ...]:
         """``builds``; of a directory that another program made, what its preset is called."""
@@ -239,27 +234,37 @@ class Manifest(Variant):
                 if package is None or len(package.arguments) != len(call.arguments):
                     raise ValueError(f"stage {stage.name} does not fit package {call.package}")
                 self._check_refs(f"stage {stage.name}", call.arguments)
+            self._check_refs(f"stage {stage.name}", (stage.makes,))
         known = {stage.name for stage in self.stages}
-        for place, ops in self._programs():
+        for place, refs, ops in self._programs():
+            self._check_refs(place, refs)
             for op in ops:
-                if isinstance(op, Replay):
-                    if op.stage not in known:
-                        raise ValueError(f"{place} replays no stage: {op.stage}")
-                else:
-                    self._check_refs(place, op_refs(op))
+                if isinstance(op, Replay) and op.stage not in known:
+                    raise ValueError(f"{place} replays no stage: {op.stage}")
+                self._check_refs(place, op_refs(op))
+        starts = [step.starts_at for step in self.steps]
+        if starts[:1] != [0] or starts != sorted(set(starts)):
+            raise ValueError(f"AR steps start at {starts}, expected 0 and ever later ones")
         return self
 
-    def _programs(self) -> Iterator[tuple[str, tuple[Op, ...]]]:
+    def _programs(self) -> Iterator[tuple[str, tuple[Ref | None, ...], tuple[Op, ...]]]:
+        """Yield every list of ops, with where it is and what else is named there."""
         for condition in self.conditions:
-            yield f"condition {condition.name}", condition.ops
+            yield f"condition {condition.name}", (condition.input,), condition.ops
         for step in self.steps:
             for track in step.tracks:
-                yield f"track {track.name} of phase {step.phase}", tuple(all_ops(track))
+                place = f"track {track.name} of phase {step.phase}"
+                yield place, (track.takes, track.gives), tuple(all_ops(track))
 
-    def _check_refs(self, place: str, refs: Iterable[Ref]) -> None:
+    def _check_refs(self, place: str, refs: Iterable[Ref | None]) -> None:
         for ref in refs:
-            if ref.kind == "buffer" and ref.name not in self.buffers:
+            if ref is None or ref.kind == "weight":
+                continue
+            spec = self.buffers.get(ref.name)
+            if spec is None:
                 raise ValueError(f"{place} names no buffer: {ref}")
+            if ref.rows and not 0 <= ref.rows[0] < ref.rows[1] <= spec.shape[0]:
+                raise ValueError(f"{place} names rows of {spec.shape[0]} that are not there: {ref}")
 
     def rebuild_command(self, directory: Path, device: str | None = None) -> str:
         """Return the command that makes ``directory`` again, with all that was added to it.

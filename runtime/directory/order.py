@@ -25,6 +25,11 @@ from sdrt.runtime.directory.specs import (
 )
 
 Access = Literal["read", "written"]
+CONDITION_STREAM = "diffuse"
+"""Where conditions run: what they make is read there only, so that nothing waits for it."""
+LAPS = 2
+"""Runs of an AR step that tell of all others: an access is ordered after that of the step before,
+by what lies between the two, and so it is from then on."""
 
 
 class Event(NamedTuple):
@@ -59,8 +64,8 @@ class OrderError(SdrtError):
 class Order:
     """Which events an op records when it is done, and which it waits for before it begins."""
 
-    records: dict[Place, list[Event]] = field(default_factory=lambda: defaultdict(list))
-    waits: dict[Place, list[Event]] = field(default_factory=lambda: defaultdict(list))
+    records: dict[Place, list[Event]] = field(default_factory=dict)
+    waits: dict[Place, list[Event]] = field(default_factory=dict)
 
     @property
     def events(self) -> set[Event]:
@@ -97,27 +102,21 @@ def touch(op: Op, stages: Mapping[str, StageSpec]) -> Touch:
 
 
 def derive_order(steps: Sequence[StepSpec], stages: Mapping[str, StageSpec]) -> Order:
-    """Return the events that keep streams from reading too early and from overwriting too soon."""
-    places = list(_places(steps, stages))
-    streams: dict[str, dict[Access, set[str]]] = defaultdict(
-        lambda: {"read": set(), "written": set()}
-    )
-    for _, stream, found in places:
-        for name in found.reads:
-            streams[name]["read"].add(stream)
-        for name in found.writes:
-            streams[name]["written"].add(stream)
-    recorded: dict[Event, dict[tuple[int, int], Place]] = defaultdict(dict)
-    waited: dict[Place, list[Event]] = {}
-    for place, stream, found in places:
-        for event in _accesses(found, stream):
-            others = streams[event.buffer]["written"] - {stream}
-            if event.access == "written":
-                others |= streams[event.buffer]["read"] - {stream}
-            if others:
-                recorded[event][place[:2]] = place  # the track's last access counts
-        waited[place] = list(_awaited(found, stream, streams))
-    return _reduced(recorded, waited)
+    """Return the events that keep streams from reading too early and from overwriting too soon.
+
+    None can be left out: without any one of them :func:`check_order` refuses the program.
+    """
+    runs = [run for run in _shared(_runs(steps, stages)) if run.found.reads or run.found.writes]
+    order = _all_events(runs)
+    for marks in (order.waits, order.records):
+        for place, events in list(marks.items()):
+            for event in tuple(events):
+                marks[place] = [other for other in marks[place] if other != event]
+                if _first_race(runs, order) is not None:
+                    marks[place].append(event)
+            if not marks[place]:
+                del marks[place]
+    return order
 
 
 def check_order(
@@ -126,63 +125,126 @@ def check_order(
     conditions: Sequence[Condition],
     states: Iterable[str],
     order: Order | None = None,
-    laps: int = 3,
 ) -> None:
     """Run the program on paper, with a clock a stream, and look at every access.
 
     Args:
         states: buffers that may be read before anything wrote them; they start as zeros.
         order: the events; derived ones unless given.
-        laps: AR steps that are looked at of each spec.
     Raises:
-        OrderError: a buffer is read that nothing wrote, or two streams that touch the same buffer
-            are not ordered by an event.
+        OrderError: a buffer is read that nothing wrote, two streams that touch the same buffer
+            are not ordered by an event, or AR steps read beside ``CONDITION_STREAM`` what a
+            condition makes.
     """
-    order = order or derive_order(steps, stages)
-    written = set(states)
+    written, made = set(states), set()
     for condition in conditions:
         written.add(condition.input.name)
         for op in condition.ops:
             found = touch(op, stages)
             _check_written(f"condition {condition.name}", found, written)
             written |= found.writes
-    race = _Race(order)
+            made |= {condition.input.name, *found.reads, *found.writes}
+    runs = list(_runs(steps, stages))
+    for run in runs:
+        where = _where(steps, run.place)
+        _check_written(where, run.found, written)
+        written |= run.found.writes
+        if run.stream != CONDITION_STREAM and (both := made & (run.found.reads | run.found.writes)):
+            raise OrderError(
+                f"{where}: touches {min(both)}, which a condition does on stream {CONDITION_STREAM}"
+            )
+    race = _first_race(_shared(runs), derive_order(steps, stages) if order is None else order)
+    if race is not None:
+        place, event = race
+        raise OrderError(
+            f"{_where(steps, place)}: touches {event.buffer} that stream {event.stream} "
+            f"may not have {event.access} yet"
+        )
+
+
+class _Run(NamedTuple):
+    """An op, as it is submitted once."""
+
+    place: Place
+    stream: str
+    found: Touch
+
+
+def _runs(steps: Sequence[StepSpec], stages: Mapping[str, StageSpec]) -> Iterator[_Run]:
+    """Yield ops in the order of their submission, each AR step as often as it may matter."""
     for index, step in enumerate(steps):
-        for _ in range(laps if index else 1):
-            for number, track in enumerate(step.tracks):
-                for position, found in enumerate(touches(track, stages)):
-                    where = f"{step.phase} step, track {track.name}, op {position}"
-                    _check_written(where, found, written)
-                    written |= found.writes
-                    race.run(Place(index, number, position), track.stream, found, where)
+        runs = [
+            _Run(Place(index, number, position), track.stream, found)
+            for number, track in enumerate(step.tracks)
+            for position, found in enumerate(touches(track, stages))
+        ]
+        is_last = index + 1 == len(steps)
+        laps = LAPS if is_last else min(LAPS, steps[index + 1].starts_at - step.starts_at)
+        yield from laps * runs
 
 
-class _Race:
-    """Vector clocks: what each stream knows to be done of every other."""
+def _shared(runs: Iterable[_Run]) -> list[_Run]:
+    """Leave out buffers that one stream alone touches: they need no events."""
+    runs, streams = list(runs), defaultdict(set)
+    for run in runs:
+        for name in run.found.reads | run.found.writes:
+            streams[name].add(run.stream)
+    shared = {name for name, found in streams.items() if len(found) > 1}
+    return [
+        run._replace(found=Touch(run.found.reads & shared, run.found.writes & shared))
+        for run in runs
+    ]
 
-    def __init__(self, order: Order) -> None:
-        self._order = order
-        self._clocks: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-        self._events: dict[Event, dict[str, int]] = {}
-        self._last: dict[tuple[str, Access, str], int] = {}
 
-    def run(self, place: Place, stream: str, found: Touch, where: str) -> None:
-        """Run one op; refuse it where it touches what another stream may still be at."""
-        clock = self._clocks[stream]
-        for event in self._order.waits.get(place, ()):
-            for other, time in self._events.get(event, {}).items():
+def _all_events(runs: Sequence[_Run]) -> Order:
+    """Return waits for every access of another stream, recorded after a track's last one."""
+    order = Order()
+    accesses = {event for run in runs for event in _accesses(run)}
+    last = {(run.place[:2], event): run.place for run in runs for event in _accesses(run)}
+    for (_, event), place in last.items():
+        order.records.setdefault(place, []).append(event)
+    for run in {run.place: run for run in runs}.values():
+        awaited = [event for event in sorted(accesses) if _conflicts(run, event)]
+        if awaited:
+            order.waits[run.place] = awaited
+    return order
+
+
+def _first_race(runs: Iterable[_Run], order: Order) -> tuple[Place, Event] | None:
+    """Return the first op that another stream may not be ready for, and what that has yet to do.
+
+    Every stream has a vector clock: what it knows to be done, by itself and by every other.
+    """
+    clocks: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    recorded: dict[Event, dict[str, int]] = {}
+    latest: dict[Event, int] = {}
+    for run in runs:
+        clock = clocks[run.stream]
+        for event in order.waits.get(run.place, ()):
+            for other, time in recorded.get(event, {}).items():
                 clock[other] = max(clock[other], time)
-        clock[stream] += 1
-        for (buffer, access, other), time in self._last.items():
-            conflict = buffer in found.writes or (buffer in found.reads and access == "written")
-            if conflict and other != stream and clock[other] < time:
-                raise OrderError(
-                    f"{where}: touches {buffer} that stream {other} may not have {access} yet"
-                )
-        for event in _accesses(found, stream):
-            self._last[event.buffer, event.access, stream] = clock[stream]
-        for event in self._order.records.get(place, ()):
-            self._events[event] = dict(clock)
+        for event, time in latest.items():
+            if clock[event.stream] < time and _conflicts(run, event):
+                return run.place, event
+        clock[run.stream] += 1
+        for event in _accesses(run):
+            latest[event] = clock[run.stream]
+        for event in order.records.get(run.place, ()):
+            recorded[event] = dict(clock)
+    return None
+
+
+def _accesses(run: _Run) -> Iterator[Event]:
+    yield from (Event(name, "read", run.stream) for name in sorted(run.found.reads))
+    yield from (Event(name, "written", run.stream) for name in sorted(run.found.writes))
+
+
+def _conflicts(run: _Run, event: Event) -> bool:
+    """Whether an op must not run beside another stream's access of a buffer."""
+    if event.stream == run.stream:
+        return False
+    found, name = run.found, event.buffer
+    return name in found.writes or (name in found.reads and event.access == "written")
 
 
 def _check_written(where: str, found: Touch, written: set[str]) -> None:
@@ -190,54 +252,6 @@ def _check_written(where: str, found: Touch, written: set[str]) -> None:
         raise OrderError(f"{where}: reads {', '.join(missing)}, which nothing wrote")
 
 
-def _places(
-    steps: Sequence[StepSpec], stages: Mapping[str, StageSpec]
-) -> Iterator[tuple[Place, str, Touch]]:
-    for index, step in enumerate(steps):
-        for number, track in enumerate(step.tracks):
-            for position, found in enumerate(touches(track, stages)):
-                yield Place(index, number, position), track.stream, found
-
-
-def _accesses(found: Touch, stream: str) -> Iterator[Event]:
-    yield from (Event(name, "read", stream) for name in sorted(found.reads))
-    yield from (Event(name, "written", stream) for name in sorted(found.writes))
-
-
-def _awaited(
-    found: Touch, stream: str, streams: Mapping[str, Mapping[Access, set[str]]]
-) -> Iterator[Event]:
-    for name in sorted(found.reads | found.writes):
-        for other in sorted(streams[name]["written"] - {stream}):
-            yield Event(name, "written", other)
-        if name in found.writes:
-            for other in sorted(streams[name]["read"] - {stream}):
-                yield Event(name, "read", other)
-
-
-def _reduced(
-    recorded: Mapping[Event, Mapping[tuple[int, int], Place]], waited: Mapping[Place, list[Event]]
-) -> Order:
-    """Leave out waits that another one implies, and records that nobody waits for."""
-
-    def covers(later: Event, earlier: Event) -> bool:
-        """Whether who waited for ``later`` has waited for ``earlier``: same stream, no sooner."""
-        mine, other = recorded[later], recorded[earlier]
-        return later.stream == earlier.stream and all(
-            track in mine and mine[track].op >= place.op for track, place in other.items()
-        )
-
-    order = Order()
-    done: dict[tuple[int, int], list[Event]] = defaultdict(list)
-    for place, events in waited.items():
-        kept = done[place[:2]]  # a track waits once: nothing is recorded while it is submitted
-        new = [event for event in dict.fromkeys(events) if event not in kept]
-        for index, event in enumerate(new):
-            rest = (*kept, *new[index + 1 :], *(e for e in new[:index] if not covers(event, e)))
-            if not any(covers(other, event) for other in rest):
-                order.waits[place].append(event)
-        kept += order.waits[place]
-    for event in {event for events in order.waits.values() for event in events}:
-        for place in recorded[event].values():
-            order.records[place].append(event)
-    return order
+def _where(steps: Sequence[StepSpec], place: Place) -> str:
+    step = steps[place.step]
+    return f"{step.phase} step, track {step.tracks[place.track].name}, op {place.op}"

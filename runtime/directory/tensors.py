@@ -8,7 +8,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sdrt.runtime.directory.manifest import Manifest, ManifestError
-from sdrt.runtime.directory.specs import Ref, TensorSpec
+from sdrt.runtime.directory.specs import Ref, TensorSpec, all_ops, op_refs
 
 
 def allocate(spec: TensorSpec, device: torch.device) -> Tensor:
@@ -34,6 +34,13 @@ def weight_specs(manifest: Manifest) -> dict[str, TensorSpec]:
     return specs
 
 
+def op_weights(manifest: Manifest) -> set[str]:
+    """Return the name of every weight that an op of the AR steps names."""
+    tracks = (track for step in manifest.steps for track in step.tracks)
+    refs = (ref for track in tracks for op in all_ops(track) for ref in op_refs(op))
+    return {ref.name for ref in refs if ref.kind == "weight"}
+
+
 def load_weights(directory: Path, manifest: Manifest, device: torch.device) -> dict[str, Tensor]:
     """Read the weights from their safetensors files onto ``device``, in the declared strides.
 
@@ -47,8 +54,10 @@ def load_weights(directory: Path, manifest: Manifest, device: torch.device) -> d
             for name in archive.keys():  # noqa: SIM118 (not a mapping)
                 weights[name] = _place(archive.get_tensor(name), specs.get(name), device)
     hint = f"rebuild the engine: {manifest.rebuild_command(directory)}"
-    for name in sorted(manifest.tables() - weights.keys()):
-        raise ManifestError(f"{directory}: table {name} is missing, which an AR step reads; {hint}")
+    if missing := sorted(op_weights(manifest) - set(weights)):
+        raise ManifestError(
+            f"{directory}: weight {missing[0]} is missing, which AR steps copy; {hint}"
+        )
     for name, spec in specs.items():
         found = weights.get(name)
         if found is None or tuple(found.shape) != spec.shape or found.dtype != _dtype(spec):
