@@ -30,15 +30,8 @@ from sdrt.export.store import write_text_encoder, write_weights
 from sdrt.export.tune.measure import tune
 from sdrt.export.variants import add_variant
 from sdrt.export.work import BAKED_FOLDER, WorkFolder
-from sdrt.runtime.directory.manifest import (
-    Choice,
-    Manifest,
-    PackageSpec,
-    TextSpec,
-    WeightsSpec,
-    read_manifest,
-    write_manifest,
-)
+from sdrt.runtime.directory.contents import Choice, PackageSpec, TextSpec, WeightsSpec
+from sdrt.runtime.directory.manifest import Manifest, read_manifest, write_manifest
 
 CHOICES = TypeAdapter(dict[str, Choice])
 

@@ -9,7 +9,7 @@ from sdrt.engine.preset.preset import Preset
 from sdrt.export.plan.make import make_plan
 from sdrt.export.plan.plan import Plan
 from sdrt.export.tensorrt.settings import Settings
-from sdrt.runtime.directory.manifest import Backend
+from sdrt.runtime.directory.contents import Backend
 
 Ranges = tuple[tuple[int, int], ...]
 """Consecutive block ranges of the DiT, first and last + 1, that cover all layers."""

@@ -14,8 +14,8 @@ from sdrt.engine.preset.preset import Preset
 from sdrt.engine.solvers.schedule import add_noise, denoise_timesteps, flow_table, nearest_sigma
 from sdrt.engine.weights.source import Source
 from sdrt.export.plan.draft import DTYPES
+from sdrt.runtime.chunk import Chunk
 from sdrt.runtime.measure.timing import make_clock
-from sdrt.runtime.session import Chunk
 
 FULL_MOTION = 0.2
 """Difference of neighbouring frames, root mean square, that counts as the most motion."""

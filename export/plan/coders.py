@@ -9,7 +9,7 @@ from sdrt.engine.frames import FramesToPixels, PixelsToFrames
 from sdrt.engine.latents import latent_decoder, latent_encoder
 from sdrt.engine.motion import Intake, MixNoise, MotionNoise
 from sdrt.export.plan.draft import Draft
-from sdrt.runtime.directory.manifest import Backend
+from sdrt.runtime.directory.contents import Backend
 from sdrt.runtime.directory.specs import Phase, Role
 
 

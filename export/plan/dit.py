@@ -11,7 +11,7 @@ from sdrt.engine.dit.head import DitOut
 from sdrt.engine.dit.rows import ShiftRows
 from sdrt.engine.dit.text import CrossKV, TextEmbedding
 from sdrt.export.plan.draft import Draft
-from sdrt.runtime.directory.manifest import Backend
+from sdrt.runtime.directory.contents import Backend
 from sdrt.runtime.directory.specs import Call, Condition, Group, Phase, Ref, Role, buffer, replay
 
 SHARED: dict[str, Role] = {

@@ -12,7 +12,8 @@ from sdrt.export.describe import describe
 from sdrt.export.plan.plan import Plan, PlannedPackage, as_tuple
 from sdrt.export.recipe import Recipe
 from sdrt.kernels.dispatch import references
-from sdrt.runtime.directory.manifest import Manifest, PackageSpec, TextSpec, WeightsSpec
+from sdrt.runtime.directory.contents import PackageSpec, TextSpec, WeightsSpec
+from sdrt.runtime.directory.manifest import Manifest
 from sdrt.runtime.engine import Engine
 from sdrt.runtime.programs.program import Program
 from sdrt.runtime.session import Session
