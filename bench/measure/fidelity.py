@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdrt.bench.measure.eager import eager_session
+from sdrt.bench.measure.eager import eager_session, engine_weights
 from sdrt.bench.measure.frames import chunks_for
 from sdrt.bench.measure.quality import psnr, ssim
 from sdrt.bench.measure.stage_errors import compared_stages
@@ -26,9 +26,10 @@ def measure_fidelity(session: Session, chunks: int) -> dict[str, Any]:
 
     The sessions are the engine (captured graphs), the engine without graphs, the eager modules in
     the same precision, and the eager modules in float32. They run one after another, and all but
-    the last share one copy of the weights. Each streams freely: what an early chunk lost is in
-    the later ones, too. Along with the last one, the engine and the eager modules run once more,
-    each stage from its inputs and states.
+    the last share one copy of the weights, except for those that are part of TensorRT plans: they
+    are converted once more. FP8 is not, so that its loss is in the errors. Each streams freely:
+    what an early chunk lost is in the later ones, too. Along with the last one, the engine and the
+    eager modules run once more, each stage from its inputs and states.
 
     Returns:
         ``replay_equals_direct``; for packages against eager, and for both against float32, per AR
@@ -43,11 +44,10 @@ def measure_fidelity(session: Session, chunks: int) -> dict[str, Any]:
         torch.equal(a, b) and torch.equal(x, y)
         for (a, x), (b, y) in zip(replayed, called, strict=True)
     )
-    eager = eager_session(recipe, session.engine.weights, str(device))
+    weights = engine_weights(session.engine)
+    eager = eager_session(recipe, weights, str(device))
     same = _record(eager, chunks)
-    exact = eager_session(
-        recipe.in_precision("fp32"), _float32(session.engine.weights), str(device)
-    )
+    exact = eager_session(recipe.in_precision("fp32"), _float32(weights), str(device))
     with (
         _without_tf32(),
         compared_stages(exact, {"packages": session, "eager": eager}) as stages,

@@ -98,14 +98,17 @@ class _Comparison:
 
 
 def _result(session: Session, stage: StageSpec) -> Tensor:
-    """Return what a stage makes, or the keys and values that it wrote."""
+    """Return what a stage makes, or the keys and values that it wrote.
+
+    Of rings that are not written by rows, which TensorRT's are not, it is all that they hold.
+    """
     if stage.makes is not None:
         return session.buffers[stage.makes.name]
     specs = session.manifest.buffers
     named = {ref.name for call in stage.calls for ref in call.arguments if ref.kind == "buffer"}
     rings = [session.buffers[name] for name in sorted(named) if specs[name].role == "kv"]
     rows = [session.buffers[name] for name in named if specs[name].role == "ring_rows"]
-    return torch.stack([ring[rows[0]].float() for ring in rings])
+    return torch.stack([(ring[rows[0]] if rows else ring).float() for ring in rings])
 
 
 def _synchronize(session: Session) -> None:

@@ -1,4 +1,4 @@
-"""Planned plans run eagerly, weights included: what plans are compared with and calibrated on."""
+"""Plans run eagerly: what packages are compared with, and what FP8 is calibrated on."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from sdrt.engine.module import PackageModule
 from sdrt.export.describe import describe
@@ -23,36 +24,44 @@ def with_weights(planned: PlannedPackage, weights: Mapping[str, Tensor]) -> Pack
     """Return a plan's module with its parameters in place.
 
     Args:
-        weights: every tensor that the plan bakes in, by name.
+        weights: every tensor that the plan bakes in, by name; others are left out.
     """
     stage = copy.deepcopy(planned.module.stage)
     values = {name: weights[weight] for name, weight in planned.baked.items()}
     stage.load_state_dict(values, strict=False, assign=True)
+    if values:
+        stage.to(next(iter(values.values())).device)  # the tables too
     return stage
 
 
-class EagerPlan:
-    """A plan's module behind the interface of a plan; every op runs its plain reference."""
+class EagerProgram:
+    """A package's module behind the interface of a program; every op runs its plain reference."""
 
     def __init__(self, planned: PlannedPackage, weights: Mapping[str, Tensor]) -> None:
-        """Take what :func:`with_weights` takes; buffers move to the weights' device."""
+        """Take what :func:`with_weights` takes; weights that are arguments are not asked for."""
         self._flat = planned.module
-        self.stage = with_weights(planned, weights)
-        for weight in weights.values():
-            self.stage.to(weight.device)
-            break
+        self.stage = with_weights(planned, weights) if planned.bakes else planned.module.stage
 
     @torch.no_grad()
     def run(self, arguments: Sequence[Tensor]) -> None:
         """Run once; results and new states are written into ``arguments``."""
-        inputs, first = self._flat.inputs, self._flat.inputs + self._flat.outputs
-        states = dict(zip(self._flat.state_names, arguments[first:], strict=True))
+        flat, targets = self._flat, arguments[self._flat.inputs :]
+        states = dict(zip(flat.state_names, targets[flat.outputs :], strict=False))
+        own = targets[flat.outputs + len(states) :]
+        weights = dict(zip(flat.weight_names, own, strict=True)) if own else {}
         keywords = {"states": states} if states else {}
         with references():
-            results = self.stage(*arguments[:inputs], **keywords)
-        made = (*as_tuple(results), *states.values())
-        for target, value in zip(arguments[inputs:], made, strict=True):
-            target.copy_(value)
+            results = functional_call(
+                self.stage, weights, tuple(arguments[: flat.inputs]), keywords
+            )
+        for target, value in zip(targets, (*as_tuple(results), *states.values()), strict=False):
+            if value is not target:
+                target.copy_(value)
+
+
+def eager_programs(plan: Plan, weights: Mapping[str, Tensor]) -> dict[str, Program]:
+    """Return package -> its eager module, those that bake weights in with their own."""
+    return {name: EagerProgram(planned, weights) for name, planned in plan.packages.items()}
 
 
 def planned_manifest(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdrt.engine.weights.source import Source
-from sdrt.export.plan.eager import EagerPlan, rehearsal
+from sdrt.export.plan.eager import EagerProgram, rehearsal
 from sdrt.export.plan.plan import PlannedPackage
 from sdrt.export.plan.weights import plan_weights
 from sdrt.export.quantise.fp8 import (
@@ -45,7 +45,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class _Model:
-    """The eager plans of a preset, all with the same weights."""
+    """The eager programs of a preset, all with the same weights."""
 
     recipe: Recipe
     """With weights in every stage, so that each can be run from its plan."""
@@ -55,15 +55,14 @@ class _Model:
     directory: Path
     material: Material
 
-    def run(self, wrap: Callable[[str, PlannedPackage, EagerPlan], object], say) -> Tensor:
+    def run(self, wrap: Callable[[str, PlannedPackage, EagerProgram], object], say) -> Tensor:
         """Stream with each program as ``wrap`` returns it; return the last latents."""
         plan, preset = self.recipe.plan(), self.recipe.preset
         baked = dict(plan_weights(plan, preset, self.source, self.device, baked=True))
         tables = dict(plan_weights(plan, preset, self.source, self.device))
         programs = {}
         for name, planned in plan.packages.items():
-            own = {weight: baked[weight] for weight in planned.baked.values()}
-            programs[name] = wrap(name, planned, EagerPlan(planned, own))
+            programs[name] = wrap(name, planned, EagerProgram(planned, baked))
         where = (self.device, self.text, self.directory)
         with rehearsal(self.recipe, plan, programs, tables, *where) as session:
             return self._stream(session, say)
@@ -109,9 +108,9 @@ class _Model:
 
 
 class _Watched:
-    """An eager plan whose chosen linears follow a rule."""
+    """An eager program whose chosen linears follow a rule."""
 
-    def __init__(self, program: EagerPlan, names: Mapping[str, str], rule) -> None:
+    def __init__(self, program: EagerProgram, names: Mapping[str, str], rule) -> None:
         self._program, self._linears = program, Linears(program.stage, names, rule)
 
     def run(self, arguments: Sequence[Tensor]) -> None:
@@ -120,11 +119,11 @@ class _Watched:
 
 
 class _Compared:
-    """A quantised plan that, while ``active``, also runs unquantised on the same arguments."""
+    """A quantised program that, while ``active``, also runs unquantised on the same arguments."""
 
     active = False
 
-    def __init__(self, plain: EagerPlan, quantised: _Watched, outputs: slice) -> None:
+    def __init__(self, plain: EagerProgram, quantised: _Watched, outputs: slice) -> None:
         self._plain, self._quantised, self._outputs = plain, quantised, outputs
         self.error = 0.0
 
@@ -185,7 +184,7 @@ def calibrate(
     )
     compared: dict[str, _Compared] = {}
 
-    def wrap(name: str, planned: PlannedPackage, program: EagerPlan) -> object:
+    def wrap(name: str, planned: PlannedPackage, program: EagerProgram) -> object:
         flat, names = planned.module, model.names(planned)
         if not names:
             return program

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sdrt.engine.preset.preset import Preset
-from sdrt.export.plan.eager import EagerPlan
+from sdrt.export.plan.eager import EagerProgram
 from sdrt.export.plan.plan import Plan, meta_tensor
 from sdrt.export.tensorrt.coders import FIXED_POINT
 from sdrt.export.tensorrt.onnx import export_stage
@@ -49,7 +49,7 @@ class StageCheck:
             result.zero_()
         eager = [tensor.clone() for tensor in before]
         made = [tensor.clone() for tensor in before]
-        EagerPlan(planned, weights).run(eager)
+        EagerProgram(planned, weights).run(eager)
         with torch.no_grad():
             OrtProgram(export_stage(planned, weights)).run(made)
         for ref, value in zip(call.outputs, eager[results], strict=True):

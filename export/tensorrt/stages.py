@@ -32,7 +32,7 @@ RANGE_BLOCKS = 10
 
 HANDED_ON: dict[str, Role] = {
     **{name: SHARED[name] for name in ("e0", "cos", "sin", "valid")},
-    "ring_places": "ring_rows",
+    "ring_places": "ring_tokens",
 }
 """What the first range hands to the others, in their order."""
 

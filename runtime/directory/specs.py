@@ -22,6 +22,7 @@ Role = Literal[
     "position",
     "queue",
     "ring_rows",
+    "ring_tokens",
     "sigma",
     "timestep",
 ]

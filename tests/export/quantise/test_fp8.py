@@ -13,7 +13,7 @@ from sdrt.engine.preset.preset import load
 from sdrt.engine.weights.source import open_source
 from sdrt.export.errors import BackendError
 from sdrt.export.plan.builder import PlanBuilder
-from sdrt.export.plan.eager import EagerPlan
+from sdrt.export.plan.eager import EagerProgram
 from sdrt.export.quantise.calibrate import calibrate
 from sdrt.export.quantise.fp8 import (
     GROUPS,
@@ -140,7 +140,7 @@ def test_the_graph_computes_what_the_loss_is_measured_on(mlp, relative_error):
     x = torch.randn(1, 8, 32, generator=torch.Generator().manual_seed(1))
     made, expected, exact = ([x, torch.zeros(1, 8, 32)] for _ in range(3))
     OrtProgram(stage).run(made)
-    eager = EagerPlan(planned, weights)
+    eager = EagerProgram(planned, weights)
     eager.run(exact)
     with Linears(eager.stage, {name: name for name in largest}, quantise):
         eager.run(expected)
