@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import torch
 
 from sdrt.engine.preset.preset import to_dict
+from sdrt.export.ops import op_modules
 from sdrt.export.plan.plan import Plan
 from sdrt.export.recipe import Recipe
-from sdrt.export.tune.measure import op_modules
 from sdrt.runtime.directory.contents import Choice, DeviceSpec, PackageSpec, TextSpec, WeightsSpec
 from sdrt.runtime.directory.manifest import SCHEMA_VERSION, Manifest
 
@@ -67,7 +67,7 @@ def describe(
         device=device if isinstance(device, DeviceSpec) else describe_device(device),
         versions=versions(),
         built=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        ops=op_modules(chosen),
+        ops=op_modules(recipe.how),
         packages=dict(packages),
         buffers=plan.buffers,
         stages=tuple(plan.stages.values()),

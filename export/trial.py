@@ -3,7 +3,7 @@
 The other end is :mod:`sdrt.export.trial_worker`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -19,15 +19,22 @@ class TrialError(PackageError):
 class Trial:
     """Loads each package once and runs it once, in a child process."""
 
-    def __init__(self, device: str, noun: str, advice: Callable[[PackageSpec], str]) -> None:
+    def __init__(
+        self,
+        device: str,
+        noun: str,
+        advice: Callable[[PackageSpec], str],
+        ops: Sequence[str] = (),
+    ) -> None:
         """Start nothing yet.
 
         Args:
             noun: what messages call a package.
             advice: what to change where a package takes the process down.
+            ops: modules that register the ops that packages call.
         """
         self._device, self._noun, self._advice = device, noun, advice
-        self._child = Child("sdrt.export.trial_worker")
+        self._child = Child("sdrt.export.trial_worker", {"ops": list(ops)})
 
     def run(
         self,

@@ -7,18 +7,20 @@ import torch
 
 from sdrt.export.child import Requests
 from sdrt.export.plan.examples import example_arguments
+from sdrt.kernels.errors import SdrtError
 from sdrt.runtime.directory.contents import PackageSpec
-from sdrt.runtime.directory.manifest import ManifestError
-from sdrt.runtime.programs.loaders import LOADERS
+from sdrt.runtime.programs.loaders import LOADERS, register_ops
 
 
 def serve(requests: Requests) -> None:
     """Load and run the packages that are asked for; a crash ends the process.
 
-    A request is ``{"name", "folder", "package", "device", "integers"}``; the answer is
+    The first request is ``{"ops"}``, modules that register what packages call. Each other one is ``{"name", "folder", "package", "device", "integers"}``; the answer is
     ``{"error"}``, null if all went well.
     """
-    for request in requests:
+    pending = iter(requests)
+    register_ops(next(pending)["ops"])
+    for request in pending:
         error = None
         try:
             try_one(
@@ -28,7 +30,7 @@ def serve(requests: Requests) -> None:
                 torch.device(request["device"]),
                 dict(request["integers"]),
             )
-        except (RuntimeError, ManifestError) as failure:
+        except (RuntimeError, SdrtError) as failure:
             error = str(failure).strip().splitlines()[0]
         requests.answer({"error": error})
 
@@ -46,7 +48,7 @@ def try_one(
     Args:
         integers: argument -> what it is filled with; other integers are zeros.
     Raises:
-        RuntimeError, ManifestError: it does not load, or does not run.
+        RuntimeError, SdrtError: it does not load, or does not run.
     """
     program = LOADERS[package.backend].load(folder, {name: package}, device)[name]
     # TensorRT does not run on the default stream.

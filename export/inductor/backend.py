@@ -14,6 +14,7 @@ import torch
 from sdrt.export.errors import BackendError
 from sdrt.export.inductor.package import CompileError, options
 from sdrt.export.inductor.worker import compile_one, start_compiler
+from sdrt.export.ops import op_modules
 from sdrt.export.recipe import Ranges
 from sdrt.export.trial import Trial, TrialError
 from sdrt.export.work import PACKAGES_FOLDER
@@ -78,9 +79,10 @@ class Inductor:
 
 def _compile(job: "Job", names: list[str]) -> dict[str, PackageSpec]:
     jobs = min(job.request.jobs or _default_jobs(job.request.device), max(1, len(names)))
+    ops = op_modules(job.recipe.how)
     built: dict[str, PackageSpec] = {}
     with (
-        Trial(str(job.request.device), "package", lambda _: _advice()) as trial,
+        Trial(str(job.request.device), "package", lambda _: _advice(), ops) as trial,
         _pool(job, jobs) as pool,
     ):
         futures: dict[Future[float], str] = {}

@@ -2,11 +2,10 @@
 
 import contextlib
 import statistics
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator
 
 import torch
 
-from sdrt.engine.convs import FUSED
 from sdrt.engine.preset.preset import Preset
 from sdrt.export.backends import BACKENDS
 from sdrt.export.plan.draft import DTYPES
@@ -17,11 +16,7 @@ from sdrt.export.tune.tunable import Candidates, Tunable
 from sdrt.export.tune.wan_vae import wan_vae_tunables
 from sdrt.kernels.errors import SdrtError
 from sdrt.kernels.measure import capture, replay_ms
-from sdrt.kernels.ring_attention import COMPILED
 from sdrt.runtime.directory.contents import Choice
-
-OP_MODULES = {COMPILED: "sdrt.kernels.ring_attention", FUSED: "sdrt.kernels.causal_conv"}
-"""Implementations that are compiled ops -> the module that registers them."""
 
 CODER_TUNABLES: dict[str, Callable[[Preset, torch.device, torch.dtype], Iterator[Tunable]]] = {
     "wan-vae": wan_vae_tunables,
@@ -36,12 +31,6 @@ REPEATS = 15
 
 class TuneError(SdrtError):
     """No implementation can be chosen; the message says why."""
-
-
-def op_modules(choices: Mapping[str, Choice]) -> tuple[str, ...]:
-    """Return the modules that register the ops that packages with these choices call."""
-    used = {choice.chosen for choice in choices.values()}
-    return tuple(sorted(OP_MODULES[name] for name in used & OP_MODULES.keys()))
 
 
 @torch.inference_mode()

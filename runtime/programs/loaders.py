@@ -1,7 +1,7 @@
 """The loaders of all backends, and what they load of an engine directory."""
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -43,8 +43,7 @@ def load_programs(directory: Path, manifest: Manifest, device: torch.device) -> 
             "install sdrt again with nvcc on the PATH, or rebuild the engine: "
             f"{manifest.rebuild_command(directory)}"
         )
-    for module in manifest.ops:
-        importlib.import_module(module)
+    register_ops(manifest.ops)
     programs: dict[str, Program] = {}
     try:
         for loader, packages in _by_loader(manifest):
@@ -54,6 +53,12 @@ def load_programs(directory: Path, manifest: Manifest, device: torch.device) -> 
             f"{directory}: {error}; rebuild it: {manifest.rebuild_command(directory)}"
         ) from None
     return programs
+
+
+def register_ops(modules: Iterable[str]) -> None:
+    """Import the modules that register ops which packages call; before any of these is loaded."""
+    for module in modules:
+        importlib.import_module(module)
 
 
 def are_exclusive(manifest: Manifest) -> bool:

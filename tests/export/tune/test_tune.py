@@ -13,7 +13,6 @@ from sdrt.export.tune.measure import (
     CODER_TUNABLES,
     TuneError,
     fastest,
-    op_modules,
     tunables,
     tune,
 )
@@ -127,15 +126,6 @@ def test_stages_of_tensorrt_have_no_choice(monkeypatch, stage, prefix, changes) 
     assert any(name.startswith(prefix) for name in tune(Recipe.of(preset), CPU))
     found = tune(Recipe.of(preset, backends={stage: "tensorrt"}), CPU)
     assert found and not any(name.startswith(prefix) for name in found)
-
-
-def test_packages_that_call_compiled_kernels_name_their_ops() -> None:
-    assert op_modules({"a": Choice(chosen="sdpa", ms={})}) == ()
-    chosen = {"a": "hopper", "b": "cudnn", "c": "fused"}
-    choices = {name: Choice(chosen=value, ms={}) for name, value in chosen.items()}
-    assert op_modules(choices) == ("sdrt.kernels.causal_conv", "sdrt.kernels.ring_attention")
-    fused = Choice(chosen=FUSED, ms={})
-    assert op_modules({FIRST: fused, LAST: fused}) == ()  # Triton's are in the packages
 
 
 def test_both_phases_share_the_rings_of_fused_layers() -> None:
