@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sdrt.kernels.errors import SdrtError
+from sdrt.runtime.directory.order import CONDITION_STREAM
 from sdrt.runtime.directory.specs import Ref
 from sdrt.runtime.directory.tensors import allocate_buffers
 from sdrt.runtime.host_frames import HOST_SLOTS, HostFrames
@@ -72,7 +73,7 @@ class Session:
         self._pending: dict[int, tuple[Ref | None, float]] = {}
         self._prompt: Future[Tensor] | None = None
         self._prepared = self._closed = self._owns_engine = False
-        profiler.attach_if_wanted(self)
+        self._detach = profiler.attach_if_wanted(self)
 
     def _bind(self, overlap: bool, capture: bool) -> None:
         """Allocate the buffers, bind stages and steps to them, and capture."""
@@ -136,9 +137,10 @@ class Session:
         self._check_prompt(prompt)
         embeds = self.engine.prompts.encode(prompt)
         self.steps.streams.synchronize()
-        for name, spec in self.manifest.buffers.items():
-            if spec.kind != "prompt":
-                self.buffers[name].zero_()
+        with self.steps.streams.on(CONDITION_STREAM):  # the prompt's stage follows there
+            for name, spec in self.manifest.buffers.items():
+                if spec.kind != "prompt":
+                    self.buffers[name].zero_()
         self._generator.manual_seed(seed)
         self._index = self._received = 0
         self._pending.clear()
@@ -224,6 +226,7 @@ class Session:
         The stream batch is pushed on with the last frame repeated. A session drains once, at the
         end of a stream.
         """
+        self._check_open()
         while self._pending:
             yield self.receive()
         if not self._index:
@@ -243,10 +246,12 @@ class Session:
         self.steps.streams.synchronize()
         self._prepared, self._closed = False, True
         self._pending.clear()
+        self._detach()
+        self.steps.close()
         if self._owns_engine:
             self.engine.close()
-        del self.steps, self.host, self._clocks, self.engine
-        self.buffers = {}
+        del self.steps, self.host, self._clocks, self._generator, self.engine
+        self.buffers, self._prompt = {}, None
 
     def __enter__(self) -> Self:
         return self

@@ -189,6 +189,11 @@ class Steps:
             for op in ops:
                 op.run()
 
+    def close(self) -> None:
+        """Let go of tensors and graphs, whoever still holds the steps."""
+        self.steps, self.stages, self.conditions = [], {}, {}
+        self._buffers = self._weights = {}
+
     def label(self, op: Op) -> str:
         """Return what an op is called in a profile."""
         if isinstance(op, Replay) and not self.stages[op.stage].captured:

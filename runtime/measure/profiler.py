@@ -62,10 +62,13 @@ def span(name: str) -> AbstractContextManager[Any]:
     return nullcontext() if _emitter is None else _emitter(name)
 
 
-def attach_if_wanted(session: "Session") -> None:
-    """Put ranges around a new session's methods if a profiler is there."""
-    if _emitter is not None:
-        attach(session, _emitter)
+def attach_if_wanted(session: "Session") -> Callable[[], None]:
+    """Put ranges around a new session's methods if a profiler is there.
+
+    Returns:
+        What takes them away again, so that nothing of the session refers to itself any more.
+    """
+    return (lambda: None) if _emitter is None else attach(session, _emitter)
 
 
 def attach(session: "Session", emitter: Emitter) -> Callable[[], None]:
@@ -104,5 +107,6 @@ def attach(session: "Session", emitter: Emitter) -> Callable[[], None]:
                 delattr(owner, method)
             else:
                 setattr(owner, method, own)
+        replaced.clear()
 
     return detach
