@@ -220,8 +220,7 @@ def profile(
 
     with Session.open(engine) as session:
         out.mkdir(parents=True, exist_ok=True)
-        stream = session.manifest.preset["stream"]
-        source = ChunkSource(stream["height"], stream["width"])
+        source = ChunkSource(session.stream.height, session.stream.width)
         found = trace_steps(session, source, steps, out / "trace.json")
     (out / "kernels.json").write_text(json.dumps(found, indent=1) + "\n")
     console = Console(width=None if sys.stdout.isatty() else 140)

@@ -72,8 +72,7 @@ class Run:
         known = scenario or matching(self.manifest.preset)
         self.name = known.name if known else self.manifest.name
         self.device = torch.device(self.manifest.device.type)
-        stream = self.manifest.preset["stream"]
-        self.source = ChunkSource(stream["height"], stream["width"])
+        self.source = ChunkSource(self.manifest.stream.height, self.manifest.stream.width)
         self.ahead = 1 if self.device.type == "cuda" else 0
         self.main = "graphs" if self.device.type == "cuda" else "packages"
         self.records: list[Record] = []
@@ -131,7 +130,7 @@ class Run:
     def _fidelity_chunks(self) -> int:
         stream = self.manifest.preset["stream"]
         latents = stream["window_frames"] + self.effort.fidelity_latents
-        return -(-latents // stream["chunk_latent_frames"])
+        return -(-latents // self.manifest.stream.latent_frames)
 
     def _header(self) -> dict[str, Any]:
         manifest = self.manifest

@@ -11,8 +11,8 @@ from sdrt.export.errors import BackendError
 from sdrt.export.inductor.backend import Inductor
 from sdrt.export.recipe import Ranges, Recipe, stage_names
 from sdrt.export.tensorrt.backend import TensorRt
-from sdrt.runtime.directory.manifest import Backend as BackendName
-from sdrt.runtime.directory.manifest import PackageSpec
+from sdrt.runtime.directory.contents import Backend as BackendName
+from sdrt.runtime.directory.contents import PackageSpec
 
 if TYPE_CHECKING:  # both ask this module
     from sdrt.export.job import Job

@@ -11,7 +11,6 @@ from pydantic import TypeAdapter
 
 from sdrt.export.backends import backends_of
 from sdrt.export.describe import describe
-from sdrt.export.errors import PackageError
 from sdrt.export.folder import (
     CHOICES_NAME,
     alone,
@@ -31,15 +30,8 @@ from sdrt.export.store import write_text_encoder, write_weights
 from sdrt.export.tune.measure import tune
 from sdrt.export.variants import add_variant
 from sdrt.export.work import BAKED_FOLDER, WorkFolder
-from sdrt.runtime.directory.manifest import (
-    Choice,
-    Manifest,
-    PackageSpec,
-    TextSpec,
-    WeightsSpec,
-    read_manifest,
-    write_manifest,
-)
+from sdrt.runtime.directory.contents import Choice, PackageSpec, TextSpec, WeightsSpec
+from sdrt.runtime.directory.manifest import Manifest, read_manifest, write_manifest
 
 CHOICES = TypeAdapter(dict[str, Choice])
 
@@ -87,11 +79,8 @@ def _build(request: Request, work: WorkFolder, progress: Progress) -> Manifest:
 def _build_packages(job: Job) -> dict[str, PackageSpec]:
     """Let each backend build its packages, in the plan's order."""
     packages: dict[str, PackageSpec] = {}
-    try:
-        for backend in backends_of(job.recipe):
-            packages |= backend.build(job)
-    except PackageError as error:
-        raise BuildError(str(error)) from error
+    for backend in backends_of(job.recipe):
+        packages |= backend.build(job)
     return {name: packages[name] for name in job.plan.packages}
 
 

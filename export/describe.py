@@ -11,15 +11,8 @@ from sdrt.engine.preset.preset import to_dict
 from sdrt.export.plan.plan import Plan
 from sdrt.export.recipe import Recipe
 from sdrt.export.tune.measure import op_modules
-from sdrt.runtime.directory.manifest import (
-    SCHEMA_VERSION,
-    Choice,
-    DeviceSpec,
-    Manifest,
-    PackageSpec,
-    TextSpec,
-    WeightsSpec,
-)
+from sdrt.runtime.directory.contents import Choice, DeviceSpec, PackageSpec, TextSpec, WeightsSpec
+from sdrt.runtime.directory.manifest import SCHEMA_VERSION, Manifest
 
 
 def describe_device(device: torch.device) -> DeviceSpec:

@@ -8,7 +8,7 @@ from sdrt.export.progress import Progress
 from sdrt.export.recipe import Recipe
 from sdrt.export.request import Request
 from sdrt.export.work import WorkFolder
-from sdrt.runtime.directory.manifest import TextSpec, WeightsSpec
+from sdrt.runtime.directory.contents import TextSpec, WeightsSpec
 
 
 @dataclass(frozen=True)

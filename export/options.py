@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # pydantic is slow to import, and help does without
-    from sdrt.runtime.directory.manifest import BuildSpec
+    from sdrt.runtime.directory.contents import BuildSpec
 
 DEFAULT_BACKEND = "inductor"
 SOURCE_WORDS = ("default", "bundled", "synthetic")
@@ -46,7 +46,7 @@ class Options:
         Args:
             rtx: whether that makes plans of tensorrt_rtx.
         """
-        from sdrt.runtime.directory.manifest import BuildSpec
+        from sdrt.runtime.directory.contents import BuildSpec
 
         arguments = self._arguments()
         return BuildSpec(arguments=arguments, device=self.device, target=self.target, rtx=rtx)

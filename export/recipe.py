@@ -9,7 +9,7 @@ from sdrt.engine.preset.preset import Preset
 from sdrt.export.plan.make import make_plan
 from sdrt.export.plan.plan import Plan
 from sdrt.export.tensorrt.settings import Settings
-from sdrt.runtime.directory.manifest import Backend
+from sdrt.runtime.directory.contents import Backend
 
 Ranges = tuple[tuple[int, int], ...]
 """Consecutive block ranges of the DiT, first and last + 1, that cover all layers."""
@@ -35,7 +35,7 @@ class Recipe(BaseModel):
     fp8: tuple[str, ...] = ()
     """Groups of the DiT's linears that are asked for in FP8."""
     how: dict[str, str] = {}
-    """Place, such as ``attention.ring.steady`` -> implementation; elsewhere what runs anywhere."""
+    """Place, such as ``dit.attention.ring.steady`` -> implementation; else what runs anywhere."""
 
     @classmethod
     def of(

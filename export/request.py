@@ -16,7 +16,7 @@ from sdrt.export.quantise.material import Material
 from sdrt.export.recipe import Ranges, Recipe
 from sdrt.kernels.errors import SdrtError
 from sdrt.kernels.library import library_path
-from sdrt.runtime.directory.manifest import BuildSpec, DeviceSpec
+from sdrt.runtime.directory.contents import BuildSpec, DeviceSpec
 
 
 class BuildError(SdrtError):

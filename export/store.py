@@ -18,7 +18,8 @@ from sdrt.engine.weights.umt5 import (
     umt5_transformers_config,
 )
 from sdrt.export.disk import save_tensors
-from sdrt.runtime.directory.manifest import FileSpec, TextSpec, describe_file
+from sdrt.runtime.directory.contents import FileSpec, TextSpec
+from sdrt.runtime.directory.manifest import describe_file
 
 SHARD_BYTES = 1 << 30
 """Shards let a loader hash and read a large model in parallel."""

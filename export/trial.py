@@ -9,7 +9,7 @@ from typing import Self
 
 from sdrt.export.child import Child, ChildCrash
 from sdrt.export.errors import PackageError
-from sdrt.runtime.directory.manifest import PackageSpec
+from sdrt.runtime.directory.contents import PackageSpec
 
 
 class TrialError(PackageError):

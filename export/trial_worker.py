@@ -7,7 +7,8 @@ import torch
 
 from sdrt.export.child import Requests
 from sdrt.export.plan.examples import example_arguments
-from sdrt.runtime.directory.manifest import ManifestError, PackageSpec
+from sdrt.runtime.directory.contents import PackageSpec
+from sdrt.runtime.directory.manifest import ManifestError
 from sdrt.runtime.programs.loaders import LOADERS
 
 

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from sdrt.engine.preset.preset import Preset, to_dict
 from sdrt.kernels.errors import SdrtError
+from sdrt.runtime.directory.contents import DeviceSpec, FileSpec
 from sdrt.runtime.directory.manifest import (
     MANIFEST_NAME,
-    DeviceSpec,
-    FileSpec,
     Manifest,
     ManifestError,
     Variant,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sdrt.runtime.directory.manifest import PackageSpec
+from sdrt.runtime.directory.contents import PackageSpec
 
 PACKAGES_FOLDER = "packages"
 """Compiled files, in the work folder as in the engine directory."""

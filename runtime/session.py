@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sdrt.kernels.errors import SdrtError
+from sdrt.runtime.chunk import Chunk
 from sdrt.runtime.directory.order import CONDITION_STREAM
 from sdrt.runtime.directory.specs import Ref
 from sdrt.runtime.directory.tensors import allocate_buffers
@@ -32,25 +32,6 @@ IN_FLIGHT = 2
 
 class SessionError(SdrtError):
     """The session was used in a way it cannot serve; the message says what was expected."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """What one AR step gave."""
-
-    index: int
-    """AR steps since ``prepare``."""
-    frames: np.ndarray
-    """uint8 ``[N, H, W, 3]``; N is 0 while the stream batch fills. Valid until the second next
-    ``receive``."""
-    stages_ms: dict[str, float]
-    """``encode_ms``, ``diffuse_ms``, ``decode_ms`` on the device, ``total_ms`` from the first's
-    begin to the last's end; ``finalize_ms`` is of the AR step before, as frames do not wait for it.
-    """
-    latency_ms: float
-    """Host time from ``submit`` to the frames being readable."""
-    steady: bool
-    """The window was full and every stage replayed its steady phase."""
 
 
 class Session:

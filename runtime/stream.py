@@ -9,7 +9,8 @@ import numpy as np
 from sdrt.runtime.measure.stats import StreamStats
 
 if TYPE_CHECKING:  # a session needs torch, the loop does not
-    from sdrt.runtime.session import Chunk, Session
+    from sdrt.runtime.chunk import Chunk
+from sdrt.runtime.session import Session
 
 
 def stream_frames(

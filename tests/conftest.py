@@ -170,7 +170,7 @@ class GoldenStreams:
         recipe, seed = self.recipe, self.golden(name)[1]["seed"]
 
         class Source:
-            description, synthetic = "golden recipe", True
+            specs, synthetic = {"dit": "golden recipe"}, True
 
             def load(self, component, expected, device="cpu", dtype=None):
                 return recipe.synthetic_state_dict(expected, seed)

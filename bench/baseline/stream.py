@@ -14,8 +14,8 @@ from sdrt.engine.preset.preset import Preset
 from sdrt.engine.solvers.schedule import add_noise, denoise_timesteps, flow_table, nearest_sigma
 from sdrt.engine.weights.source import Source
 from sdrt.export.plan.draft import DTYPES
+from sdrt.runtime.chunk import Chunk
 from sdrt.runtime.measure.timing import make_clock
-from sdrt.runtime.session import Chunk
 
 FULL_MOTION = 0.2
 """Difference of neighbouring frames, root mean square, that counts as the most motion."""
@@ -102,19 +102,20 @@ class ReferenceStream:
         """Run one AR step (see ``Session.submit``); the host waits wherever it reads an index."""
         self._started = time.perf_counter()
         clock = self._clock
-        clock.begin("encode_ms")
+        clock.start()
+        clock.begin("encode")
         noisy, timestep = (None, None) if frames is None else self._encode(frames)
-        clock.end("encode_ms")
-        clock.begin("diffuse_ms")
+        clock.end("encode")
+        clock.begin("diffuse")
         self.latent = self._diffuse_rollout() if noisy is None else self._diffuse(noisy, timestep)
-        clock.end("diffuse_ms")
-        clock.begin("decode_ms")
+        clock.end("diffuse")
+        clock.begin("decode")
         fills = not self._rollout and 0 < self._index < len(self._timesteps)
         self._made = None if fills else self.decoder.decode(self.latent[-1])
-        clock.end("decode_ms")
-        clock.begin("finalize_ms")
+        clock.end("decode")
+        clock.begin("finalize")
         self._finalize()
-        clock.end("finalize_ms")
+        clock.end("finalize")
         self._index += 1
 
     def receive(self) -> Chunk:

@@ -11,7 +11,7 @@ import torch
 
 from sdrt.bench.measure.frames import ChunkSource
 from sdrt.bench.measure.statistics import distribution
-from sdrt.runtime.session import Chunk
+from sdrt.runtime.chunk import Chunk
 
 PROMPT = "neon discs"
 WARM_STEPS = 2

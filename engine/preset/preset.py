@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from sdrt.engine.coder import CODERS, Coder, CoderName
+from sdrt.engine.preset import rules
 from sdrt.engine.preset.files import PRESETS, ConfigError, Settings, preset_names, read_settings
 from sdrt.engine.preset.sections import (
     DitConfig,
@@ -148,69 +149,14 @@ class Preset(Section):
         return coder.time * (latents - 1) + 1 if coder.first_alone else coder.time * latents
 
     def problems(self) -> Iterator[Problem]:
-        flow_rules = {
-            "stream-batch": self._stream_batch_problems,
-            "rollout": self._rollout_problems,
-        }
-        yield from flow_rules[self.flow]()
+        yield from rules.FLOWS[self.flow](self)
         for coder in self.coders:
             yield from coder.problems(self)
-        yield from self._geometry_problems()
+        yield from rules.geometry(self)
         if self.text == "umt5" and self.dit.text_dim != 4096:
             yield "dit.text_dim", self.dit.text_dim, "must be 4096 with text = umt5"
         if self.text == "umt5" and self.dit.text_len > 512:
             yield "dit.text_len", self.dit.text_len, "must be at most 512 with text = umt5"
-
-    def _geometry_problems(self) -> Iterator[Problem]:
-        unit = self.output_coder.space * self.dit.patch_size[1]
-        for key in ("height", "width"):
-            if (value := getattr(self.stream, key)) % unit:
-                yield f"stream.{key}", value, f"must be divisible by {unit}"
-        channels = self.latent_channels
-        normalisers = {"normalise_encoder": self.encoder, "denormalise_decoder": self.decoder}
-        for key, name in normalisers.items():
-            if not getattr(self.latents, key):
-                continue
-            known = len(CODERS[name].mean) if name in CODERS else 0
-            if not known:
-                rule = f"must be false with {name!r} there, which has no mean and std"
-                yield f"latents.{key}", True, rule
-            elif known != channels:
-                rule = f"must be false unless dit.in_dim = {channels} is {known}, the channels of "
-                yield f"latents.{key}", True, rule + "the mean and std"
-
-    def _stream_batch_problems(self) -> Iterator[Problem]:
-        stream, schedule = self.stream, self.schedule
-        if stream.chunk_latent_frames != 1:
-            value = stream.chunk_latent_frames
-            yield "stream.chunk_latent_frames", value, "must be 1 with flow = stream-batch"
-        if self.encoder == "none":
-            rule = f"must be {' or '.join(CODERS)} with flow = stream-batch (video to video)"
-            yield "encoder", self.encoder, rule
-        if schedule.noise_scale is None:
-            rule = "must be a number in (0, 1] with flow = stream-batch"
-            yield "schedule.noise_scale", None, rule
-        if stream.window_frames < 4:
-            rule = "must be at least 4 with flow = stream-batch (overwriting starts at frame 3)"
-            yield "stream.window_frames", stream.window_frames, rule
-        if schedule.clean_pass:
-            yield "schedule.clean_pass", True, "must be false with flow = stream-batch"
-
-    def _rollout_problems(self) -> Iterator[Problem]:
-        stream, schedule = self.stream, self.schedule
-        if self.encoder != "none":
-            yield "encoder", self.encoder, "must be none with flow = rollout (text to video)"
-        if schedule.noise_scale is not None:
-            value = schedule.noise_scale
-            yield "schedule.noise_scale", value, "must be null with flow = rollout"
-        smallest = stream.sink_frames + stream.chunk_latent_frames
-        if stream.window_frames < smallest:
-            rule = f"must be at least sink_frames + chunk_latent_frames = {smallest}"
-            yield "stream.window_frames", stream.window_frames, rule
-        if stream.sink_refresh_threshold >= 0:
-            value = stream.sink_refresh_threshold
-            rule = "must be negative (off) with flow = rollout"
-            yield "stream.sink_refresh_threshold", value, rule
 
 
 def load(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Preset:

@@ -17,7 +17,8 @@ from sdrt.export.inductor.worker import compile_one, start_compiler
 from sdrt.export.recipe import Ranges
 from sdrt.export.trial import Trial, TrialError
 from sdrt.export.work import PACKAGES_FOLDER
-from sdrt.runtime.directory.manifest import PackageSpec, describe_file
+from sdrt.runtime.directory.contents import PackageSpec
+from sdrt.runtime.directory.manifest import describe_file
 
 if TYPE_CHECKING:  # both ask for the backends
     from sdrt.export.job import Job

@@ -16,7 +16,7 @@ from sdrt.export.plan.plan import (
     meta_tensor,
     spec_of,
 )
-from sdrt.runtime.directory.manifest import Backend
+from sdrt.runtime.directory.contents import Backend
 from sdrt.runtime.directory.specs import (
     BufferKind,
     BufferSpec,

@@ -9,7 +9,7 @@ from sdrt.engine.frames import FramesToPixels, PixelsToFrames
 from sdrt.engine.latents import latent_decoder, latent_encoder
 from sdrt.engine.motion import Intake, MixNoise, MotionNoise
 from sdrt.export.plan.draft import Draft
-from sdrt.runtime.directory.manifest import Backend
+from sdrt.runtime.directory.contents import Backend
 from sdrt.runtime.directory.specs import Phase, Role
 
 
@@ -54,9 +54,10 @@ class CoderStages:
             lambda: Intake(
                 FramesToPixels(coder.signed, draft.dtype), motion_noise(draft, MotionNoise, phase)
             ),
+            self.backend,
         )
-        builder.package(stage, lambda: latent_encoder(self.preset, first, draft.how))
-        builder.package(f"mix_noise.{phase}", MixNoise)
+        builder.package(stage, lambda: latent_encoder(self.preset, first, draft.how), self.backend)
+        builder.package(f"mix_noise.{phase}", MixNoise, self.backend)
         noisy, *timestep = results
         taken: dict[str, Role] = {pixels: "pixels", "noise_scale": "noise_scale"}
         taken |= dict.fromkeys(timestep, "timestep")
@@ -74,8 +75,12 @@ class CoderStages:
         builder, draft, coder = self.builder, self.draft, self.preset.output_coder
         stage, first = f"{coder.decoder_stage}.{phase}", phase == "first"
         pixels = f"pixels_out.{phase}"
-        builder.package(stage, lambda: latent_decoder(self.preset, latent_frames, first, draft.how))
-        builder.package(f"frames_out.{phase}", lambda: PixelsToFrames(coder.signed))
+        builder.package(
+            stage,
+            lambda: latent_decoder(self.preset, latent_frames, first, draft.how),
+            self.backend,
+        )
+        builder.package(f"frames_out.{phase}", lambda: PixelsToFrames(coder.signed), self.backend)
         decoded: dict[str, Role] = {pixels: "pixels"}
         frames: dict[str, Role] = {f"frames_out.{phase}": "picture"}
         calls = [

@@ -11,7 +11,7 @@ from sdrt.engine.dit.head import DitOut
 from sdrt.engine.dit.rows import ShiftRows
 from sdrt.engine.dit.text import CrossKV, TextEmbedding
 from sdrt.export.plan.draft import Draft
-from sdrt.runtime.directory.manifest import Backend
+from sdrt.runtime.directory.contents import Backend
 from sdrt.runtime.directory.specs import Call, Condition, Group, Phase, Ref, Role, buffer, replay
 
 SHARED: dict[str, Role] = {
@@ -75,8 +75,8 @@ class DitStages:
     def prompt(self) -> None:
         """Add the stage that runs once a prompt: text embedding, every layer's K and V."""
         builder, dit = self.builder, self.preset.dit
-        builder.package("text", lambda: TextEmbedding(dit))
-        builder.package("cross_kv", lambda: CrossKV(dit))
+        builder.package("text", lambda: TextEmbedding(dit), self.backend)
+        builder.package("cross_kv", lambda: CrossKV(dit), self.backend)
         calls = [builder.call("text", ["prompt_embeds"], ["context"], weights="text")]
         for layer in range(dit.num_layers):
             outputs, weights = _text(layer), f"cross.{layer}"
@@ -109,10 +109,11 @@ class DitStages:
         ring = (preset.tokens_per_frame, window, stream.sink_frames)
         threshold = -1.0 if first else stream.sink_refresh_threshold
         if dit_pass.shift is not None:
-            builder.package("shift", lambda: ShiftRows(self.draft.steps))
+            builder.package("shift", lambda: ShiftRows(self.draft.steps), self.backend)
         builder.package(
             f"dit_in.{shape}",
             lambda: DitIn(dit, *size, frames, window, preset.effective_sink_frames),
+            self.backend,
         )
         builder.package(
             f"dit_block.{dit_pass.phase}",
@@ -124,13 +125,15 @@ class DitStages:
                 refresh_threshold=threshold,
                 how=how,
             ),
+            self.backend,
         )
         if dit_pass.result is None:
-            builder.package("dit_keys", lambda: DitKeys(dit, batch, *ring, threshold))
+            builder.package("dit_keys", lambda: DitKeys(dit, batch, *ring, threshold), self.backend)
             return
         builder.package(
             f"dit_out.{shape}",
             lambda: DitOut(dit, *size, self.draft.solver),
+            self.backend,
         )
 
     def _rows(self, dit_pass: DitPass) -> tuple[int, int]:

@@ -13,14 +13,15 @@ from sdrt.export.describe import describe
 from sdrt.export.plan.plan import Plan, PlannedPackage, as_tuple
 from sdrt.export.recipe import Recipe
 from sdrt.kernels.dispatch import references
-from sdrt.runtime.directory.manifest import Manifest, PackageSpec, TextSpec, WeightsSpec
+from sdrt.runtime.directory.contents import PackageSpec, TextSpec, WeightsSpec
+from sdrt.runtime.directory.manifest import Manifest
 from sdrt.runtime.engine import Engine
 from sdrt.runtime.programs.program import Program
 from sdrt.runtime.session import Session
 
 
 def with_weights(planned: PlannedPackage, weights: Mapping[str, Tensor]) -> PackageModule:
-    """Return the stage module of a plan with its parameters in place.
+    """Return a plan's module with its parameters in place.
 
     Args:
         weights: every tensor that the plan bakes in, by name; others are left out.

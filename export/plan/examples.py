@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sdrt.runtime.directory.manifest import TensorSpec
+from sdrt.runtime.directory.specs import TensorSpec
 
 
 def example_arguments(specs: tuple[TensorSpec, ...], device: torch.device) -> tuple[Tensor, ...]:

@@ -11,7 +11,7 @@ from sdrt.export.plan.draft import Draft
 from sdrt.export.plan.plan import Plan
 from sdrt.export.plan.stages import CoderLayout, DitLayout, Stages
 from sdrt.export.tensorrt.stages import PlanCoderStages, PlanDitStages
-from sdrt.runtime.directory.manifest import Backend
+from sdrt.runtime.directory.contents import Backend
 from sdrt.runtime.directory.order import check_order
 from sdrt.runtime.directory.specs import StreamSpec
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sdrt.engine.module import PackageModule
-from sdrt.runtime.directory.manifest import Backend
+from sdrt.runtime.directory.contents import Backend
 from sdrt.runtime.directory.specs import (
     BufferSpec,
     Call,
@@ -21,7 +21,7 @@ from sdrt.runtime.directory.specs import (
 
 
 class FlatModule(nn.Module):
-    """A stage module as a function of one flat list: inputs, outputs, states, weights.
+    """A package's module as a function of one flat list: inputs, outputs, states, weights.
 
     Weights are arguments too, so one package serves every layer and a package holds code only.
     """
@@ -35,7 +35,7 @@ class FlatModule(nn.Module):
 
     @property
     def stage(self) -> PackageModule:
-        """The stage module itself."""
+        """The module itself."""
         return self._hidden[0]
 
     def forward(self, *flat: Tensor) -> tuple[()]:

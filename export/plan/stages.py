@@ -6,7 +6,7 @@ from typing import Protocol
 
 from sdrt.export.plan.dit import DitPass
 from sdrt.export.plan.draft import Draft
-from sdrt.runtime.directory.manifest import Backend
+from sdrt.runtime.directory.contents import Backend
 from sdrt.runtime.directory.specs import Phase, Ref
 
 

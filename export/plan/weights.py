@@ -46,7 +46,7 @@ def plan_weights(
 def _converted(
     preset: Preset, source: Source, device: torch.device, how: How
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield the parameters of all modules under the names that :mod:`pipeline` gives them."""
+    """Yield the parameters of all modules under the names that plans give them."""
     shapes = dit_weights.public_shapes(preset.dit)
     tensors = source.load("dit", shapes, device=device)
     yield from dit_weights.from_public(preset.dit, tensors, how)

@@ -23,7 +23,7 @@ from sdrt.export.quantise.material import CalibrationError, Material
 from sdrt.export.recipe import Recipe
 from sdrt.export.tensorrt.settings import Settings
 from sdrt.kernels.measure import relative_error
-from sdrt.runtime.directory.manifest import TextSpec
+from sdrt.runtime.directory.contents import TextSpec
 from sdrt.runtime.sample_clip import sample_clip
 from sdrt.runtime.session import Session
 from sdrt.runtime.video.reader import VideoError, open_input

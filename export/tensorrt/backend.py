@@ -18,13 +18,8 @@ from sdrt.export.tensorrt.settings import LIBRARIES, architectures, check_instal
 from sdrt.export.tensorrt.stages import default_ranges
 from sdrt.export.trial import Trial
 from sdrt.export.work import BAKED_FOLDER, PACKAGES_FOLDER
-from sdrt.runtime.directory.manifest import (
-    EngineSpec,
-    Fp8Spec,
-    PackageSpec,
-    TextSpec,
-    describe_file,
-)
+from sdrt.runtime.directory.contents import EngineSpec, Fp8Spec, PackageSpec, TextSpec
+from sdrt.runtime.directory.manifest import describe_file
 
 if TYPE_CHECKING:  # the first imports the session, the others ask for the backends
     from sdrt.export.job import Job

@@ -299,4 +299,4 @@ class DitRange(PackageModule):
                 states[f"ring.bhnd.{layer}.{name}"] = state
         if head is None:
             return x, *handed_on
-        return (head(x, e, latent, timestep, *take(2)),)
+        return (head(x, e, latent, timestep, *pending),)

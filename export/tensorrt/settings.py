@@ -10,7 +10,7 @@ import torch
 
 from sdrt.engine.preset.preset import Preset
 from sdrt.export.errors import BackendError
-from sdrt.runtime.directory.manifest import RTX_ARCHITECTURES, Backend
+from sdrt.runtime.directory.contents import RTX_ARCHITECTURES, Backend
 
 LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Backend -> Python package."""

@@ -24,7 +24,7 @@ from sdrt.export.tensorrt.coders import (
     OnnxPixelsToFrames,
 )
 from sdrt.export.tensorrt.dit import DitRange, OnnxDitBlock, OnnxDitIn, PromptRange
-from sdrt.runtime.directory.manifest import Backend
+from sdrt.runtime.directory.contents import Backend
 from sdrt.runtime.directory.specs import Phase, Ref, Role, buffer
 
 RANGE_BLOCKS = 10

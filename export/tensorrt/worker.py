@@ -29,7 +29,7 @@ from sdrt.export.tensorrt.onnx import ExportError, OnnxStage, export_stage
 from sdrt.export.tensorrt.onnxruntime import CheckError
 from sdrt.export.tensorrt.settings import Settings
 from sdrt.export.work import PACKAGES_FOLDER
-from sdrt.runtime.directory.manifest import EngineSpec
+from sdrt.runtime.directory.contents import EngineSpec
 
 
 class WeightFiles:

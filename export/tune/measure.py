@@ -18,7 +18,7 @@ from sdrt.export.tune.wan_vae import wan_vae_tunables
 from sdrt.kernels.errors import SdrtError
 from sdrt.kernels.measure import capture, replay_ms
 from sdrt.kernels.ring_attention import COMPILED
-from sdrt.runtime.directory.manifest import Choice
+from sdrt.runtime.directory.contents import Choice
 
 OP_MODULES = {COMPILED: "sdrt.kernels.ring_attention", FUSED: "sdrt.kernels.causal_conv"}
 """Implementations that are compiled ops -> the module that registers them."""

@@ -7,13 +7,8 @@ from pathlib import Path
 
 import torch
 
-from sdrt.runtime.directory.manifest import (
-    FileSpec,
-    MachineError,
-    Manifest,
-    ManifestError,
-    file_sha256,
-)
+from sdrt.runtime.directory.contents import FileSpec
+from sdrt.runtime.directory.manifest import MachineError, Manifest, ManifestError, file_sha256
 from sdrt.runtime.programs.loaders import check_programs
 
 HASH_THREADS = 8

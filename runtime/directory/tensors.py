@@ -53,18 +53,17 @@ def load_weights(directory: Path, manifest: Manifest, device: torch.device) -> d
         with safe_open(directory / file.file, framework="pt", device="cpu") as archive:
             for name in archive.keys():  # noqa: SIM118 (not a mapping)
                 weights[name] = _place(archive.get_tensor(name), specs.get(name), device)
+    hint = f"rebuild the engine: {manifest.rebuild_command(directory)}"
     if missing := sorted(op_weights(manifest) - set(weights)):
         raise ManifestError(
-            f"{directory}: weight {missing[0]} is missing, which AR steps copy; "
-            f"rebuild the engine: {manifest.rebuild_command(directory)}"
+            f"{directory}: weight {missing[0]} is missing, which AR steps copy; {hint}"
         )
     for name, spec in specs.items():
         found = weights.get(name)
         if found is None or tuple(found.shape) != spec.shape or found.dtype != _dtype(spec):
             got = "missing" if found is None else f"{tuple(found.shape)} {found.dtype}"
             raise ManifestError(
-                f"{directory}: weight {name} is {got}, expected {spec.shape} {spec.dtype}; "
-                f"rebuild the engine: {manifest.rebuild_command(directory)}"
+                f"{directory}: weight {name} is {got}, expected {spec.shape} {spec.dtype}; {hint}"
             )
     return weights
 

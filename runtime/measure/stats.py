@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.table import Table
 
 if TYPE_CHECKING:  # a session needs torch, its numbers do not
-    from sdrt.runtime.session import Chunk
+    from sdrt.runtime.chunk import Chunk
 
 STAGES = ("encode_ms", "diffuse_ms", "decode_ms", "finalize_ms", "total_ms")
 PERCENTILES = (50, 95, 99)

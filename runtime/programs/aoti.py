@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdrt.runtime.directory.manifest import MachineError, Manifest, PackageSpec
+from sdrt.runtime.directory.contents import PackageSpec
+from sdrt.runtime.directory.manifest import MachineError, Manifest
 from sdrt.runtime.programs.program import LoadError, Program
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from sdrt.kernels.library import library
-from sdrt.runtime.directory.manifest import Manifest, ManifestError, PackageSpec
+from sdrt.runtime.directory.contents import PackageSpec
+from sdrt.runtime.directory.manifest import Manifest, ManifestError
 from sdrt.runtime.programs.aoti import AotiLoader
 from sdrt.runtime.programs.program import Loader, LoadError, Program
 from sdrt.runtime.programs.tensorrt import PlanLoader

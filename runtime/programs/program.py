@@ -7,7 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sdrt.runtime.directory.manifest import Manifest, ManifestError, PackageSpec
+from sdrt.runtime.directory.contents import PackageSpec
+from sdrt.runtime.directory.manifest import Manifest, ManifestError
 
 
 class LoadError(ManifestError):

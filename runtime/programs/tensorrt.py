@@ -9,15 +9,8 @@ import torch
 from torch import Tensor
 
 from sdrt.kernels.errors import SdrtError
-from sdrt.runtime.directory.manifest import (
-    RTX_ARCHITECTURES,
-    BuildSpec,
-    EngineSpec,
-    MachineError,
-    Manifest,
-    ManifestError,
-    PackageSpec,
-)
+from sdrt.runtime.directory.contents import RTX_ARCHITECTURES, BuildSpec, EngineSpec, PackageSpec
+from sdrt.runtime.directory.manifest import MachineError, Manifest, ManifestError
 from sdrt.runtime.programs.jit_cache import JitCache
 from sdrt.runtime.programs.program import LoadError, Program
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from sdrt.runtime.directory.manifest import TextSpec
+from sdrt.runtime.directory.contents import TextSpec
 from sdrt.runtime.text.encoder import clean
 
 MOST_ENTRIES = 1000

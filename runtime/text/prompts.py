@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from sdrt.runtime.directory.checks import verify_hashes
-from sdrt.runtime.directory.manifest import ManifestError, TextSpec
+from sdrt.runtime.directory.contents import TextSpec
+from sdrt.runtime.directory.manifest import ManifestError
 from sdrt.runtime.text.cache import PromptCache, encoder_hash
 from sdrt.runtime.text.encoder import HashedWords, TextEncoder, TextEncoderError
 from sdrt.runtime.text.umt5 import Umt5

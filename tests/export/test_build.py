@@ -38,7 +38,8 @@ from sdrt.export.recipe import Recipe
 from sdrt.export.request import BuildError, Request, build_key, default_folder, parse_ranges
 from sdrt.export.tensorrt.settings import Settings
 from sdrt.export.variants import MixedError, check_addition
-from sdrt.runtime.directory.manifest import WeightsSpec, read_manifest
+from sdrt.runtime.directory.contents import WeightsSpec
+from sdrt.runtime.directory.manifest import read_manifest
 from sdrt.runtime.session import Session
 
 PACKAGES = len(Recipe.of(load("tiny")).plan().packages)

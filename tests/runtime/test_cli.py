@@ -14,19 +14,13 @@ import pytest
 import torch
 
 from sdrt.runtime import cli, demo
-from sdrt.runtime.directory.manifest import (
-    SCHEMA_VERSION,
-    DeviceSpec,
-    Manifest,
-    ManifestError,
-    TextSpec,
-    WeightsSpec,
-    write_manifest,
-)
+from sdrt.runtime.chunk import Chunk
+from sdrt.runtime.directory.contents import DeviceSpec, TextSpec, WeightsSpec
+from sdrt.runtime.directory.manifest import SCHEMA_VERSION, Manifest, ManifestError, write_manifest
 from sdrt.runtime.directory.specs import StreamSpec
 from sdrt.runtime.measure.stats import STAGES
 from sdrt.runtime.sample_clip import sample_clip
-from sdrt.runtime.session import Chunk, Session, SessionError
+from sdrt.runtime.session import Session, SessionError
 from sdrt.runtime.video.reader import open_input
 from sdrt.runtime.video.writer import FrameWriter
 

@@ -22,8 +22,9 @@ from sdrt.engine.preset.preset import load
 from sdrt.engine.weights.source import open_source
 from sdrt.engine.weights.umt5 import Umt5Config
 from sdrt.export.store import write_text_encoder
+from sdrt.runtime.chunk import Chunk
 from sdrt.runtime.directory.manifest import read_manifest, write_manifest
-from sdrt.runtime.session import Chunk, Session
+from sdrt.runtime.session import Session
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -10,8 +10,8 @@ import torch
 
 from sdrt.bench.measure.frames import ChunkSource
 from sdrt.bench.measure.prompts import Amount, measure_prompts, text_encoder_state
-from sdrt.runtime.directory.manifest import FileSpec, TextSpec
-from sdrt.runtime.session import Chunk
+from sdrt.runtime.chunk import Chunk
+from sdrt.runtime.directory.contents import FileSpec, TextSpec
 
 STEP_S, LOAD_S, ENCODE_S = 0.005, 0.2, 0.05
 XXL = FileSpec(file="text/model-00000.safetensors", sha256="", bytes=11_361_820_672)

@@ -9,7 +9,7 @@ import torch
 from sdrt.bench.measure.frames import ChunkSource
 from sdrt.bench.measure.paced import Playout, stalls
 from sdrt.bench.measure.stream import Length, Record, rate, record_stream, summarise
-from sdrt.runtime.session import Chunk
+from sdrt.runtime.chunk import Chunk
 
 STAGES = {"encode_ms": 1.0, "diffuse_ms": 2.0, "decode_ms": 3.0, "finalize_ms": 0.0}
 

@@ -16,7 +16,7 @@ from sdrt.export.inductor.package import CompileError, compile_package, options
 from sdrt.export.plan.builder import PlanBuilder
 from sdrt.export.plan.examples import example_arguments
 from sdrt.export.plan.plan import PlannedPackage
-from sdrt.runtime.directory.manifest import TensorSpec
+from sdrt.runtime.directory.specs import TensorSpec
 from sdrt.runtime.programs.aoti import AotiProgram
 
 CPU = torch.device("cpu")

@@ -28,7 +28,7 @@ from sdrt.export.quantise.fp8 import (
 from sdrt.export.quantise.material import CalibrationError, Material
 from sdrt.export.recipe import Recipe
 from sdrt.export.request import Request, build_key
-from sdrt.runtime.directory.manifest import TextSpec
+from sdrt.runtime.directory.contents import TextSpec
 from sdrt.runtime.video.writer import FrameWriter
 
 

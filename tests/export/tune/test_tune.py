@@ -17,7 +17,7 @@ from sdrt.export.tune.measure import (
     tunables,
     tune,
 )
-from sdrt.runtime.directory.manifest import Choice
+from sdrt.runtime.directory.contents import Choice
 
 CPU = torch.device("cpu")
 SMALL = ["encoder=wan-vae", "decoder=wan-vae", "stream.height=64", "stream.width=64"]

@@ -9,7 +9,7 @@ from sdrt.engine.preset.preset import load
 from sdrt.export.plan.plan import Plan
 from sdrt.export.recipe import Recipe
 from sdrt.export.tensorrt.stages import default_ranges
-from sdrt.runtime.directory.manifest import Backend
+from sdrt.runtime.directory.contents import Backend
 
 
 @pytest.fixture(scope="session")

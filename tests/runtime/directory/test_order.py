@@ -9,7 +9,7 @@ import pytest
 
 from sdrt.engine.preset.files import preset_names
 from sdrt.export.plan.plan import Plan
-from sdrt.runtime.directory.manifest import Backend
+from sdrt.runtime.directory.contents import Backend
 from sdrt.runtime.directory.order import (
     Event,
     Order,

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from sdrt.runtime.chunk import Chunk
 from sdrt.runtime.measure.stats import (
     STAGES,
     LiveLine,
@@ -19,7 +20,6 @@ from sdrt.runtime.measure.stats import (
     process_age_ms,
     versions,
 )
-from sdrt.runtime.session import Chunk
 
 
 class FakeClock:

@@ -6,13 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from sdrt.runtime.directory.manifest import (
-    DeviceSpec,
-    Manifest,
-    ManifestError,
-    PackageSpec,
-    WeightsSpec,
-)
+from sdrt.runtime.directory.contents import DeviceSpec, PackageSpec, WeightsSpec
+from sdrt.runtime.directory.manifest import Manifest, ManifestError
 from sdrt.runtime.programs import loaders
 from sdrt.runtime.programs.aoti import AotiLoader
 from sdrt.runtime.programs.loaders import are_exclusive, keep_compiled, load_programs

@@ -17,18 +17,15 @@ from sdrt.export.tensorrt import backend as tensorrt_build
 from sdrt.export.trial import Trial, TrialError
 from sdrt.export.trial_worker import try_one
 from sdrt.runtime import session
-from sdrt.runtime.directory.manifest import (
-    SCHEMA_VERSION,
+from sdrt.runtime.directory.contents import (
     BuildSpec,
     DeviceSpec,
     EngineSpec,
-    Manifest,
-    ManifestError,
     PackageSpec,
     TextSpec,
-    Variant,
     WeightsSpec,
 )
+from sdrt.runtime.directory.manifest import SCHEMA_VERSION, Manifest, ManifestError, Variant
 from sdrt.runtime.directory.specs import (
     BufferSpec,
     Call,

@@ -9,7 +9,7 @@ from sdrt.engine.preset.preset import load
 from sdrt.engine.weights.source import open_source
 from sdrt.engine.weights.umt5 import Umt5Config
 from sdrt.export.store import write_text_encoder
-from sdrt.runtime.directory.manifest import TextSpec
+from sdrt.runtime.directory.contents import TextSpec
 
 SIZES = Umt5Config(vocab_size=128, dim=64, dim_attn=64, dim_ffn=96, num_heads=4, num_layers=3)
 

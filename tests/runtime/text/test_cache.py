@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sdrt.runtime.directory.manifest import FileSpec, TextSpec
+from sdrt.runtime.directory.contents import FileSpec, TextSpec
 from sdrt.runtime.text import cache as cache_module
 from sdrt.runtime.text.cache import PromptCache, encoder_hash
 

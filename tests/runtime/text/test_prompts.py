@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdrt.runtime.directory.manifest import TextSpec
+from sdrt.runtime.directory.contents import TextSpec
 from sdrt.runtime.text import prompts as prompts_module
 from sdrt.runtime.text.encoder import HashedWords, TextEncoderError
 from sdrt.runtime.text.prompts import Prompts
