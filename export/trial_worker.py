@@ -15,8 +15,9 @@ from sdrt.runtime.programs.loaders import LOADERS, register_ops
 def serve(requests: Requests) -> None:
     """Load and run the packages that are asked for; a crash ends the process.
 
-    The first request is ``{"ops"}``, modules that register what packages call. Each other one is ``{"name", "folder", "package", "device", "integers"}``; the answer is
-    ``{"error"}``, null if all went well.
+    The first request is ``{"ops"}``, modules that register what packages call. Each other one is
+    ``{"name", "folder", "package", "device", "integers"}``; the answer is ``{"error"}``, null if
+    all went well.
     """
     pending = iter(requests)
     register_ops(next(pending)["ops"])
