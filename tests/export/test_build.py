@@ -28,6 +28,7 @@ from sdrt.export import disk, store
 from sdrt.export.build import build
 from sdrt.export.cli import main
 from sdrt.export.disk import DiskFullError
+from sdrt.export.errors import PackageError
 from sdrt.export.folder import alone
 from sdrt.export.inductor import backend as compiling
 from sdrt.export.inductor.backend import Inductor
@@ -202,7 +203,7 @@ def test_replacing_needs_force_and_keeps_the_old_one_until_the_end(
 
     before = files_of(request_tiny.out)
     compile_fake(fail)
-    with pytest.raises(BuildError, match="no"):
+    with pytest.raises(PackageError, match="no"):
         build(forced, RecordedProgress())
     assert files_of(request_tiny.out) == before
     Session.open(request_tiny.out).close()
@@ -346,7 +347,7 @@ def test_a_package_that_crashes_names_the_compiler(
     crash.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(crash))
     monkeypatch.setenv("CXX", "strange-c++")
-    with pytest.raises(BuildError) as caught:
+    with pytest.raises(PackageError) as caught:
         build(request_tiny, RecordedProgress())
     message = str(caught.value)
     assert "was built but crashes when loaded or run (exit status -11)" in message
@@ -358,7 +359,7 @@ def test_a_package_that_crashes_names_the_compiler(
 
 def test_a_package_that_does_not_run(compile_fake, request_tiny) -> None:
     compile_fake(lambda name, path: path.write_bytes(b"no package") and None)
-    with pytest.raises(BuildError, match="package .* was built but does not run: "):
+    with pytest.raises(PackageError, match="package .* was built but does not run: "):
         build(request_tiny, RecordedProgress())
     assert not request_tiny.out.exists()
 
@@ -368,7 +369,7 @@ def test_a_package_that_does_not_compile(compile_fake, request_tiny) -> None:
         raise CompileError(f"package {name}: C++ compile error")
 
     compile_fake(fail)
-    with pytest.raises(BuildError, match="^package .*: C.. compile error$"):
+    with pytest.raises(PackageError, match="^package .*: C.. compile error$"):
         build(request_tiny, RecordedProgress())
 
 
@@ -377,7 +378,7 @@ def test_a_compiler_that_was_killed(compile_fake, request_tiny) -> None:
         raise BrokenProcessPool
 
     compile_fake(fail)
-    with pytest.raises(BuildError, match="was killed, .* try again with fewer at once: --jobs 1"):
+    with pytest.raises(PackageError, match="was killed, .* try again with fewer at once: --jobs 1"):
         build(request_tiny, RecordedProgress())
 
 
@@ -415,7 +416,7 @@ def test_ctrl_c_ends_the_command_and_keeps_its_work(tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=100)
     assert process.returncode == 130, out + err
-    assert "interrupted; the same command goes on where this one stopped" in out
+    assert "interrupted; the same command goes on where this one stopped" in err
     assert "Traceback" not in out + err
     assert [path.name for path in tmp_path.iterdir()] == ["engine.partial"]
 
@@ -447,7 +448,7 @@ def test_ranges_change_the_stages_and_not_the_packages(compile_fake, request_tin
     manifest = build(replace(request_tiny, recipe=split), RecordedProgress())
     assert Recipe.model_validate(manifest.recipe) == split
     names = [stage.name for stage in manifest.stages if stage.phase == "steady"]
-    assert [name for name in names if "dit" in name] == ["dit[0:3]", "dit[3:8]"]
+    assert [name for name in names if "dit" in name] == ["dit[0:3].steady", "dit[3:8].steady"]
     assert len(manifest.packages) == PACKAGES
 
 
@@ -475,7 +476,7 @@ def test_sources_of_weights_are_data(request_tiny, tmp_path: Path) -> None:
     request = replace(request_tiny, source=source)
     weights, _ = builder._store(request, request.recipe, request.recipe.plan(), tmp_path)
     read = WeightsSpec.model_validate_json(weights.model_dump_json())
-    assert Source(request.recipe.preset, read.sources) == source
+    assert Source(request.recipe.preset, read.sources, source.named) == source
 
 
 def test_another_source_of_weights_is_not_added(request_tiny, tiny_engine: Path) -> None:

@@ -19,7 +19,7 @@ def test_json_both_ways(name: str) -> None:
         {"dit": "tensorrt-rtx"},
         tensorrt=Settings(("sm_89",), optimization_level=3, ring="mask"),
         fp8=("qkv", "ffn_up"),
-        how={"attention.ring.steady": "cudnn"},
+        how={"dit.attention.ring.steady": "cudnn"},
     )
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
     assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
@@ -39,7 +39,7 @@ def test_the_plan_survives_the_journey(backend) -> None:
 
 def test_how_reaches_the_modules() -> None:
     """Reference: the attention that the steady block's module was made with."""
-    recipe = Recipe.of(load("tiny"), how={"attention.ring.steady": "cudnn"})
+    recipe = Recipe.of(load("tiny"), how={"dit.attention.ring.steady": "cudnn"})
     plain = Recipe.of(load("tiny"))
     blocks = [r.plan().packages["dit_block.steady"].module.stage for r in (recipe, plain)]
     assert [block.attention for block in blocks] == ["cudnn", "sdpa"]

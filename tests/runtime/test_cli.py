@@ -17,7 +17,7 @@ from sdrt.runtime import cli, demo
 from sdrt.runtime.chunk import Chunk
 from sdrt.runtime.directory.contents import DeviceSpec, TextSpec, WeightsSpec
 from sdrt.runtime.directory.manifest import SCHEMA_VERSION, Manifest, ManifestError, write_manifest
-from sdrt.runtime.directory.specs import StreamSpec
+from sdrt.runtime.directory.specs import StepSpec, StreamSpec
 from sdrt.runtime.measure.stats import STAGES
 from sdrt.runtime.sample_clip import sample_clip
 from sdrt.runtime.session import Session, SessionError
@@ -150,7 +150,7 @@ def make_engine(tmp_path: Path) -> Callable[..., Path]:
             sdrt="0",
             preset={"name": "fake"},
             stream=stream,
-            steps=(),
+            steps=(StepSpec(phase="first", starts_at=0, tracks=()),),
             conditions=(),
             device=DeviceSpec(type="cpu", name="cpu", capability=None, driver=None),
             versions={},

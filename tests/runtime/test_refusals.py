@@ -175,10 +175,10 @@ def test_a_changed_file_of_the_same_size(engine: Path, refusal, find, place: str
 
 def test_a_changed_package_is_not_loaded(engine: Path, monkeypatch) -> None:
     """Loading runs code: the hashes of packages are checked first."""
-    from sdrt.runtime import session
+    from sdrt.runtime import engine as engine_module
 
     flip(package_file(engine), 5000)
-    monkeypatch.setattr(session, "load_programs", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(engine_module, "load_programs", lambda *_: pytest.fail("loaded"))
     with pytest.raises(ManifestError, match="SHA-256"):
         Session.open(engine)
 
@@ -216,8 +216,8 @@ def test_a_malformed_manifest(engine: Path, refusal, text: str) -> None:
         lambda data: data["versions"].pop("torch"),
         lambda data: data["packages"].pop("dit_block.steady"),
         lambda data: data["buffers"].pop("frame"),
-        lambda data: data["stages"][0]["calls"][0]["arguments"].pop(),
-        lambda data: data["stages"][0]["calls"][0]["arguments"].__setitem__(0, "w:nothing"),
+        lambda data: data["stages"][0]["calls"][0]["inputs"].pop(),
+        lambda data: data["stages"][0]["calls"][0]["weights"].__setitem__(0, "nothing"),
         lambda data: data.update(extra=1),
     ],
     ids=["stages", "torch", "package", "buffer", "argument", "weight", "extra"],

@@ -81,13 +81,13 @@ def test_the_shipped_variants_are_differences():
 def test_problems_name_the_file_that_holds_them(write):
     """Keys of the preset's own file and overrides have no note."""
     base = write(
-        "base", "extends: tiny\nstream: {height: 100, width: 100, steps: 3}\ndit: {dim: -1}"
+        "base", "extends: tiny\nstream: {height: -1, width: 100, steps: 3}\ndit: {dim: -1}"
     )
-    path = write("mine", "extends: base.yaml\nstream: {width: 50}\ndit: {num_heads: 0}")
+    path = write("mine", "extends: base.yaml\nstream: {width: -2}\ndit: {num_heads: 0}")
     note = f" (it comes from {base})"
     lines = problems(path, "dit.dim=-2")
-    assert "preset mine: stream.height = 100: must be divisible by 16" + note in lines
-    assert "preset mine: stream.width = 50: must be divisible by 16" in lines
+    assert "preset mine: stream.height = -1: must be greater than 0" + note in lines
+    assert "preset mine: stream.width = -2: must be greater than 0" in lines
     (unknown,) = (line for line in lines if "stream.steps" in line)
     assert "unknown key; did you mean schedule.steps?" in unknown and unknown.endswith(note)
     others = [line for line in lines if "dit." in line]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from sdrt.runtime.directory.contents import DeviceSpec, PackageSpec, WeightsSpec
+from sdrt.runtime.directory.contents import BuildSpec, DeviceSpec, PackageSpec, WeightsSpec
 from sdrt.runtime.directory.manifest import Manifest, ManifestError
 from sdrt.runtime.programs import loaders
 from sdrt.runtime.programs.aoti import AotiLoader
@@ -34,7 +34,9 @@ def manifest(**backends: Any) -> Manifest:
         name: PackageSpec.model_construct(backend=backend, file=f"packages/{name}", arguments=())
         for name, backend in backends.items()
     }
-    return Manifest.model_construct(**values, packages=packages, builds=(("--preset", "tiny"),))
+    return Manifest.model_construct(
+        **values, packages=packages, builds=(BuildSpec(arguments=("--preset", "tiny")),)
+    )
 
 
 class Recorded:

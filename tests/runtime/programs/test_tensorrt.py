@@ -30,6 +30,7 @@ from sdrt.runtime.directory.specs import (
     BufferSpec,
     Call,
     StageSpec,
+    StepSpec,
     StreamSpec,
     TensorSpec,
     buffer,
@@ -440,7 +441,7 @@ def mixed() -> Manifest:
                     calls=(Call(package="a", inputs=tuple(map(buffer, names))),),
                 ),
             ),
-            "steps": (),
+            "steps": (StepSpec(phase="first", starts_at=0, tracks=()),),
             "conditions": (),
             "weights": WeightsSpec(sources={"dit": "s"}, synthetic=False, files=()),
         }
