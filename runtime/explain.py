@@ -27,7 +27,7 @@ def explain(manifest: Manifest) -> Iterator[str]:
         yield f"AR step {_range(manifest.steps, index)}, {step.phase}:"
         for number, track in enumerate(step.tracks):
             yield f"{INDENT}{track.name}, on stream {track.stream}:"
-            yield from (2 * INDENT + line for line in _track(track, order, (index, number)))
+            yield from (2 * INDENT + line for line in track_lines(track, order, (index, number)))
 
 
 def _range(steps: Sequence[StepSpec], index: int) -> str:
@@ -39,7 +39,7 @@ def _range(steps: Sequence[StepSpec], index: int) -> str:
     return str(first) if last == first else f"{first} to {last}"
 
 
-def _track(track: Track, order: Order, place: tuple[int, int]) -> Iterator[str]:
+def track_lines(track: Track, order: Order, place: tuple[int, int]) -> Iterator[str]:
     """Yield a track's ops between what they wait for and what they record."""
     count = len(track.hand_over)
     taken, given = count, count + 1 + len(track.ops)

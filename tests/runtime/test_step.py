@@ -1,7 +1,9 @@
 """The AR steps of both flows: which program an AR step of a stream runs, for any preset."""
 
+from contextlib import AbstractContextManager, nullcontext
 from itertools import product
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -10,8 +12,10 @@ from sdrt.export.flows.rollout import Rollout
 from sdrt.export.flows.stream_batch import StreamBatch
 from sdrt.export.plan.draft import Draft
 from sdrt.export.recipe import Recipe
-from sdrt.runtime.directory.specs import Replay, StepSpec, all_ops, buffer
-from sdrt.runtime.step import BoundStep, Steps
+from sdrt.runtime.directory.order import Event, derive_order
+from sdrt.runtime.directory.specs import Op, Replay, StepSpec, all_ops, buffer
+from sdrt.runtime.explain import track_lines
+from sdrt.runtime.step import BoundOp, BoundStep, BoundTrack, Steps
 
 TIMESTEPS = (900, 700, 500, 300, 100)
 AHEAD = 3
@@ -116,3 +120,55 @@ def test_every_denoise_step_has_its_row_of_the_schedule() -> None:
             elif op.op == "copy" and op.source.name == "schedule.timesteps" and op.source.rows:
                 timesteps.append(op.source.rows)
         assert timesteps == [(row, row + 1) for row in range(5)] and passes == 5
+
+
+# What a track runs
+
+
+class Log:
+    """Streams, clock and ops in one, that note what happens in the words of ``explain``."""
+
+    are_ordered = True
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def on(self, name: str) -> AbstractContextManager:
+        return nullcontext()
+
+    def wait(self, event: Event) -> None:
+        self.lines.append(f"wait for: {event.buffer} {event.access} by {event.stream}")
+
+    def record(self, event: Event) -> None:
+        self.lines.append(f"record: {event.buffer} {event.access} by {event.stream}")
+
+    def begin(self, track: str) -> None:
+        self.lines.append("clock begins")
+
+    def end(self, track: str) -> None:
+        self.lines.append("clock ends")
+
+    def op(self, spec: Op) -> BoundOp:
+        return BoundOp(spec, lambda: self.lines.append(str(spec)))
+
+
+@pytest.mark.parametrize("name", ["sdv2-1.3b-480p", "self-forcing-1.3b-480p"])
+def test_a_track_does_what_its_program_says(name: str) -> None:
+    """Reference: the printed program. No wait falls into the track's time."""
+    plan = Recipe.of(load(name), "cuda").plan()
+    order = derive_order(plan.steps, plan.stages)
+    index, step = len(plan.steps) - 1, plan.steps[-1]
+    for number, track in enumerate(step.tracks):
+        log: Any = Log()
+        ops = [log.op(op) for op in track.hand_over], [log.op(op) for op in track.ops]
+        bound_track = BoundTrack(track, (index, number), ops, order, log)
+        bound_track.run(
+            log,
+            lambda target, log=log: log.lines.append(f"input frames -> {target}"),
+            lambda source, log=log: log.lines.append(f"{source} -> output frames"),
+        )
+        done = [line for line in log.lines if not line.startswith("clock")]
+        assert done == list(track_lines(track, order, (index, number)))
+        timed = log.lines[log.lines.index("clock begins") :]
+        assert not any(line.startswith("wait") for line in timed)
+        assert timed[-1] == "clock ends"
