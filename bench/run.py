@@ -94,7 +94,7 @@ class Run:
                 session.prepare(PROMPT)
                 session.engine.prompts.release()  # its memory is no part of the stream's
                 self._with_session(session)
-                self.prompt_embeds = session.buffers["prompt_embeds"].clone()
+                self.prompt_embeds = session.prompt_embeds().clone()
             del session
             self._free()
         self._section("baselines", self._reference)

@@ -216,6 +216,11 @@ class Session:
             self.submit(self._last_frames())
             yield self.receive()
 
+    def prompt_embeds(self) -> Tensor:
+        """Return the embedding of the prompt that holds, float32 ``[1, text_len, text_dim]``."""
+        value, _ = self.steps.conditions["prompt"]
+        return value
+
     def memory_gib(self) -> dict[str, float]:
         """Return device memory in GiB: allocated, reserved, peak; on a CPU the process's peak."""
         return memory_gib(self.device)
