@@ -501,7 +501,7 @@ def run(invoke) -> Callable[..., SimpleNamespace]:
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_print_config(name: str) -> None:
+def test_print_config(run, name: str) -> None:
     result = run("--preset", name, "--print-config", "--set", "stream.height=256")
     assert result.exit_code == 0
     printed = from_dict(yaml.safe_load(result.stdout))
@@ -531,7 +531,7 @@ def test_print_config(name: str) -> None:
         (["--out", "/proc"], "/proc: exists and is not an engine directory"),
     ],
 )
-def test_refusals(arguments: list[str], reason: str, tmp_path: Path, monkeypatch) -> None:
+def test_refusals(run, arguments: list[str], reason: str, tmp_path: Path, monkeypatch) -> None:
     """Exit code 2, one line, nothing left behind, before anything is compiled."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Inductor, "build", lambda *_: pytest.fail("compiled"))
@@ -543,14 +543,14 @@ def test_refusals(arguments: list[str], reason: str, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_no_gpu(tmp_path: Path) -> None:
+def test_no_gpu(run, tmp_path: Path) -> None:
     result = run("--device", "cuda", "--out", tmp_path / "engine")
     assert result.exit_code == 2
     assert result.stderr.startswith("error: no CUDA device is here: use --device cpu")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_closing_table(compile_fake, tmp_path: Path, tiny_engine: Path) -> None:
+def test_the_closing_table(run, compile_fake, tmp_path: Path, tiny_engine: Path) -> None:
     out = tmp_path / "engine"
     result = run("--device", "cpu", "--out", out)
     assert result.exit_code == 0, result.output

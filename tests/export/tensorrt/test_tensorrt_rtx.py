@@ -6,23 +6,23 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 from torch import Tensor
-from typer.testing import CliRunner
 
 from sdrt.engine.module import PackageModule
 from sdrt.engine.preset.preset import load
-from sdrt.export.cli import app
+from sdrt.export.cli import main
 from sdrt.export.plan.builder import PlanBuilder
 from sdrt.export.progress import Progress
 from sdrt.export.recipe import Recipe
 from sdrt.export.tensorrt.settings import Settings
 from sdrt.runtime import cli as sdrun
-from sdrt.runtime.directory.manifest import Manifest, read_manifest
+from sdrt.runtime.directory.manifest import MachineError, Manifest, read_manifest
 from sdrt.runtime.session import Session
 
 for optional in ("tensorrt_rtx", "onnx", "onnxscript"):
@@ -39,13 +39,14 @@ ARCHITECTURE_BITS = {"sm_89": 8, "sm_120": 16}
 LAYERS = 8
 
 
-def run(*arguments: str):
-    """Run build-engines; return its result."""
-    return CliRunner().invoke(app, [*arguments], catch_exceptions=False)
+@pytest.fixture(scope="session")
+def run(invoke):
+    """Callable: the result of build-engines with some arguments."""
+    return partial(invoke, main)
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory) -> Path:
+def engine(run, tmp_path_factory) -> Path:
     """An engine directory of the preset tiny in bf16, all stages plans, with its ONNX files."""
     folder = tmp_path_factory.mktemp("rtx") / "engine"
     arguments = ["--set", "precision=bf16", "--backend", "tensorrt-rtx", "--out", str(folder)]
@@ -64,7 +65,7 @@ def manifest(engine: Path) -> Manifest:
 
 def test_every_stage_is_a_plan_for_both_cards(engine: Path, manifest: Manifest):
     """Reference: the header of each plan, and the stages of the preset."""
-    names = {stage.name for stage in manifest.stages}
+    names = {stage.name.partition(".")[0] for stage in manifest.stages}
     assert names == {"prompt", "taehv_encoder", f"dit[0:{LAYERS}]", "taehv_decoder"}
     assert manifest.device.targets == TARGETS
     for name, package in manifest.packages.items():
@@ -157,7 +158,7 @@ def test_refusal_without_a_gpu(engine: Path, tmp_path: Path, capsys):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     expected = f"{engine}: built for sm_89, sm_120 (plans of tensorrt_rtx), but no CUDA device"
-    with pytest.raises(ValueError, match="no CUDA device is here") as caught:
+    with pytest.raises(MachineError, match="no CUDA device is here") as caught:
         Session.open(engine)
     assert str(caught.value).startswith(expected) and "\n" not in str(caught.value)
     clip = tmp_path / "clip.mp4"
@@ -191,7 +192,7 @@ def test_refusal_without_a_gpu(engine: Path, tmp_path: Path, capsys):
         ),
     ],
 )
-def test_requests_that_cannot_be_built(arguments: list[str], message: str, tmp_path: Path):
+def test_requests_that_cannot_be_built(run, arguments: list[str], message: str, tmp_path: Path):
     """One line that says what can."""
     if torch.cuda.is_available() and not arguments:
         pytest.skip("there is a GPU here")
@@ -201,7 +202,7 @@ def test_requests_that_cannot_be_built(arguments: list[str], message: str, tmp_p
     assert not (tmp_path / "engine").exists()
 
 
-def test_a_mixed_directory(engine: Path, tiny_engine: Path, tmp_path: Path):
+def test_a_mixed_directory(run, engine: Path, tiny_engine: Path, tmp_path: Path):
     """Plans added to packages: the packages still run here, the plans wait for their card."""
     folder = Path(shutil.copytree(tiny_engine, tmp_path / "engine"))
     added = ["--backend", "tensorrt-rtx", "--target", "sm_89", "--add", "--out", str(folder)]
@@ -300,7 +301,7 @@ def small(tmp_path: Path) -> list[str]:
     return [*arguments, "--out", str(tmp_path / "engine")]
 
 
-def test_ctrl_c_leaves_finished_plans_only(small: list[str], tmp_path: Path):
+def test_ctrl_c_leaves_finished_plans_only(run, small: list[str], tmp_path: Path):
     """The real command, interrupted as a terminal does it; then it goes on where it stopped."""
     stages = tmp_path / "engine.partial" / "packages"
     command = [sys.executable, "-m", "sdrt.export.cli", *small, "--keep-onnx"]
@@ -320,7 +321,7 @@ def test_ctrl_c_leaves_finished_plans_only(small: list[str], tmp_path: Path):
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, out + err
-    assert "Traceback" not in out + err and "goes on where this one stopped" in out
+    assert "Traceback" not in out + err and "goes on where this one stopped" in err
     finished = {path.stem for path in stages.glob("*.json")}
     assert {path.name.removesuffix(".layers.txt") for path in stages.glob("*.txt")} == finished
     assert {path.stem for path in stages.glob("*.plan")} == finished
@@ -332,7 +333,7 @@ def test_ctrl_c_leaves_finished_plans_only(small: list[str], tmp_path: Path):
     assert result.output.count("taken over from the interrupted build") == len(finished)
 
 
-def test_fp8_in_the_builders_log(small: list[str], tmp_path: Path):
+def test_fp8_in_the_builders_log(run, small: list[str], tmp_path: Path):
     """Chosen linears are FP8 products by the builder's log; what it costs is measured."""
     result = run(*small, "--fp8", "ffn_up,ffn_down", "--calibration-steps", "2", "--explain")
     assert result.exit_code == 0, result.output
@@ -409,7 +410,7 @@ def test_a_check_of_more_than_two_gigabytes():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["sdv2-1.3b-480p", "sdv2-1.3b-480p-taehv"])
-def test_full_size_plans(preset: str, tmp_path: Path):
+def test_full_size_plans(run, preset: str, tmp_path: Path):
     """The 1.3B DiT, the Wan VAE and TAEHV at 832x480: fused attention, memory within a budget."""
     folder = tmp_path / "engine"
     arguments = ["--preset", preset, "--weights", "synthetic", "--backend", "tensorrt-rtx"]
