@@ -92,10 +92,6 @@ class Manifest(Variant):
         """The preset's name."""
         return self.preset["name"]
 
-    def stage(self, name: str) -> StageSpec:
-        """Return a stage by its name."""
-        return next(stage for stage in self.stages if stage.name == name)
-
     @property
     def known_builds(self) -> tuple[BuildSpec, ...]:
         """``builds``; of a directory that another program made, what its preset is called."""
