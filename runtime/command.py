@@ -31,7 +31,8 @@ def run_command(
 ) -> int:
     """Run a command and return its exit code; every foreseen error is lines that name it.
 
-    SIGTERM counts as Ctrl-C. What is no foreseen error is a bug, and keeps its traceback.
+    SIGTERM and SIGHUP count as Ctrl-C, but for a SIGHUP that nohup has it ignore. What is no
+    foreseen error is a bug, and keeps its traceback.
 
     Args:
         app: its commands return an exit code, or None for 0.
@@ -44,7 +45,10 @@ def run_command(
     """
     command = typer.main.get_command(app)
     given = list(sys.argv[1:] if arguments is None else arguments)
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in previous.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     try:
         with command.make_context(name, given) as context:
             return int(command.invoke(context) or 0)
@@ -69,7 +73,8 @@ def run_command(
             raise
         return _refuse(out_of_memory)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _refuse(*problems: str) -> int:

@@ -307,7 +307,7 @@ def test_notes_say_what_was_changed(sessions, make_engine, tmp_path: Path, capsy
 # Interruption
 
 
-@pytest.mark.parametrize("how", ["exception", "SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("how", ["exception", "SIGTERM", "SIGHUP", "SIGINT"])
 def test_interrupting_leaves_a_playable_file(
     sessions, make_engine, make_clip, tmp_path: Path, monkeypatch, capsys, how: str
 ) -> None:

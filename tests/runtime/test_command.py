@@ -75,11 +75,21 @@ def test_bugs_keep_their_traceback(error: Exception) -> None:
         run(throw(error))
 
 
-def test_sigterm_is_an_interrupt_and_the_handler_goes_back(capsys) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    assert run(lambda: signal.raise_signal(signal.SIGTERM)) == 130
-    assert signal.getsignal(signal.SIGTERM) is before
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_are_an_interrupt_and_the_handler_goes_back(capsys, number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    assert run(lambda: signal.raise_signal(number)) == 130
+    assert signal.getsignal(number) is before
     assert capsys.readouterr().err == "stopped\n"
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run(lambda: signal.raise_signal(signal.SIGHUP)) == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("command", ["export", "runtime", "bench"])
